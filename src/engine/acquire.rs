@@ -1,0 +1,226 @@
+//! Taking a lock: one round, and rounds until one succeeds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, select};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use redis::Cmd;
+use tokio::sync::oneshot;
+
+use crate::engine::Masters;
+use crate::engine::release::{Treatment, release_where};
+use crate::error::Error;
+use crate::master::Master;
+use crate::master::health::Standing;
+use crate::quorum::{self, Tally, Verdict};
+use crate::retry::Pauses;
+use crate::script::{self, Claim, Grant, UnlockScript};
+
+/// A lock to take.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The name of the lock: the Redis key.
+    pub resource: Vec<u8>,
+    /// How long the masters keep it, in milliseconds.
+    pub ttl_ms: u64,
+    /// How much of that the masters' clocks may differ by, in milliseconds.
+    pub drift_ms: u64,
+    /// How many masters must grant.
+    pub quorum: usize,
+    /// How many rounds to try.
+    pub tries: u64,
+    /// The longest pause between two rounds.
+    pub retry_delay: Duration,
+    /// How to release.
+    pub script: Arc<UnlockScript>,
+    /// The caller's own key; each round draws a fresh one otherwise.
+    pub key: Option<Vec<u8>>,
+}
+
+/// What one master said in a round.
+pub type Vote = Result<Grant, Error>;
+
+/// A lock that was taken.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// How long it is safe to use, in milliseconds.
+    pub validity_ms: u64,
+    /// What releases it.
+    pub claim: Arc<Claim>,
+    /// What each master said until a quorum had granted.
+    pub votes: Vec<Vote>,
+}
+
+/// Resolves, or is dropped, when the caller gives up.
+pub type Cancel = oneshot::Receiver<()>;
+
+/// Try up to `request.tries` rounds, with jittered pauses between them. `Err` is what each master said in the last one.
+///
+/// A caller that cancels gets its answer when what was taken so far is released.
+pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
+    let random = masters.handle().with_random(StdRng::from_rng);
+    let mut pauses = Pauses::new(request.tries, request.retry_delay, random);
+    let mut contended = false;
+    loop {
+        let votes = match round(masters, request, contended, &mut cancel).await {
+            Ok(held) => return Ok(held),
+            Err(votes) => votes,
+        };
+        contended = votes.iter().any(|vote| matches!(vote, Ok(Grant::Refused)));
+        let pause = pauses.next().filter(|_| cancel.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        let Some(pause) = pause else { return Err(votes) };
+        select(masters.handle().sleep(pause), &mut cancel).await;
+    }
+}
+
+/// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
+///
+/// After a refusal (`contended`) one master, the same for all contenders, is asked first and the others only on its yes: contenders that all ask everybody
+/// split the votes, and nobody wins.
+async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &mut Cancel) -> Result<Held, Vec<Vote>> {
+    let start = masters.handle().now();
+    let deadline = masters.handle().sleep_until(start.after(quorum::patience(request.ttl_ms)));
+    let mut canvass = Canvass::new(masters, request);
+    let decided = canvass.run(contended.then(|| masters.designated(&request.resource)));
+    select(std::pin::pin!(decided), select(deadline, cancel)).await;
+    let (verdict, attempt, votes) = canvass.close();
+    let elapsed = masters.handle().now().since(start);
+    let validity = quorum::validity_ms(request.ttl_ms, elapsed, request.drift_ms);
+    if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
+        return Ok(Held { validity_ms, claim: Arc::clone(&attempt.claim), votes });
+    }
+    attempt.undo(masters, &votes).await;
+    Err(votes)
+}
+
+/// One attempt to set one key on all masters.
+struct Attempt {
+    claim: Arc<Claim>,
+    set: Cmd,
+    decided: AtomicBool,
+    sent: Vec<AtomicBool>,
+}
+
+impl Attempt {
+    fn new(masters: &Masters, request: &Request) -> Self {
+        let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
+        let set = script::set(&request.resource, &key, request.ttl_ms);
+        let claim = Claim { resource: request.resource.clone(), key, script: Arc::clone(&request.script) };
+        let not_yet = || AtomicBool::new(false);
+        Self { claim: Arc::new(claim), set, decided: not_yet(), sent: masters.iter().map(|_| not_yet()).collect() }
+    }
+
+    /// Ask one master, unless the round is decided before there is a connection to it.
+    async fn ask(self: Arc<Self>, master: Arc<Master>, index: usize) -> Vote {
+        let exchange = |link: crate::master::link::Link| {
+            self.sent[index].store(true, Ordering::Relaxed);
+            let attempt = Arc::clone(&self);
+            async move { link.call(&attempt.set, Some(&attempt.claim)).await }
+        };
+        let answer = master.call(exchange, || !self.decided.load(Ordering::Relaxed)).await?;
+        match script::grant(answer.value)? {
+            Grant::Refused if answer.repeated => self.is_ours(&master).await,
+            grant => Ok(grant),
+        }
+    }
+
+    /// The first `SET` may have been executed before its connection died: then our own key refuses the second.
+    async fn is_ours(&self, master: &Arc<Master>) -> Vote {
+        let get = script::get(&self.claim.resource);
+        let answer = master
+            .call(
+                |link| {
+                    let get = get.clone();
+                    async move { link.call(&get, None).await }
+                },
+                || true,
+            )
+            .await?;
+        let ours = matches!(&answer.value, redis::Value::BulkString(key) if *key == self.claim.key);
+        Ok(if ours { Grant::Granted } else { Grant::Refused })
+    }
+
+    /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong or late, a release is never.
+    async fn undo(&self, masters: &Masters, votes: &[Vote]) {
+        release_where(masters, &self.claim, |index, _| match &votes[index] {
+            _ if !self.sent[index].load(Ordering::Relaxed) => Treatment::Skip,
+            Err(Error::NoAnswer) => Treatment::Tell,
+            _ => Treatment::Await,
+        })
+        .await;
+    }
+}
+
+/// The votes of one round, as they come in.
+struct Canvass<'a> {
+    masters: &'a Masters,
+    attempt: Arc<Attempt>,
+    asked: FuturesUnordered<BoxFuture<'static, (usize, Vote)>>,
+    standings: Vec<Standing>,
+    tally: Tally,
+    votes: Vec<Vote>,
+}
+
+impl<'a> Canvass<'a> {
+    fn new(masters: &'a Masters, request: &Request) -> Self {
+        let standings = masters.standings(request.quorum);
+        let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        Self {
+            masters,
+            attempt: Arc::new(Attempt::new(masters, request)),
+            asked: FuturesUnordered::new(),
+            tally: Tally::new(request.quorum, awaited),
+            votes: vec![Err(Error::NotSent); masters.len()],
+            standings,
+        }
+    }
+
+    /// Ask until the round is decided.
+    async fn run(&mut self, designated: Option<usize>) {
+        let first = designated.filter(|&first| self.standings[first] == Standing::Good);
+        if let Some(first) = first {
+            self.ask(first);
+            self.take_one().await;
+            if self.votes[first] == Ok(Grant::Refused) {
+                return;
+            }
+        }
+        (0..self.masters.len()).filter(|&index| Some(index) != first).for_each(|index| self.ask(index));
+        while self.tally.verdict() == Verdict::Open && !self.asked.is_empty() {
+            self.take_one().await;
+        }
+    }
+
+    fn ask(&mut self, index: usize) {
+        let master = &self.masters[index];
+        if self.standings[index] == Standing::Good || master.is_linked() {
+            let ask = Arc::clone(&self.attempt).ask(Arc::clone(master), index);
+            self.votes[index] = Err(Error::NoAnswer);
+            self.asked.push(ask.map(move |vote| (index, vote)).boxed());
+        }
+    }
+
+    async fn take_one(&mut self) {
+        let Some((index, vote)) = self.asked.next().await else { return };
+        if self.standings[index] == Standing::Good {
+            self.tally.close_one();
+        }
+        if vote == Ok(Grant::Granted) {
+            self.tally.grant();
+        }
+        self.votes[index] = vote;
+    }
+
+    /// The round is decided: nothing more is sent for it but its release; answers still to come are awaited by nobody.
+    fn close(self) -> (Verdict, Arc<Attempt>, Vec<Vote>) {
+        self.attempt.decided.store(true, Ordering::Relaxed);
+        let mut stragglers = self.asked;
+        self.masters.handle().spawn(async move { while stragglers.next().await.is_some() {} });
+        (self.tally.verdict(), self.attempt, self.votes)
+    }
+}

@@ -1,0 +1,112 @@
+//! The operations over N masters, as plain `async fn`s, and the session that runs them.
+
+pub mod acquire;
+pub mod release;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::master::Master;
+use crate::master::endpoint::Endpoint;
+use crate::master::health::{Health, Standing};
+use crate::runtime::{Effects, Executor, Handle, Wait};
+use crate::token::{self, Key};
+
+/// The masters of one session.
+#[derive(Debug)]
+pub struct Masters {
+    list: Vec<Arc<Master>>,
+    handle: Handle,
+}
+
+impl Deref for Masters {
+    type Target = [Arc<Master>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.list
+    }
+}
+
+impl Masters {
+    /// Timers, tasks and the outside world.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// A key nobody else has.
+    #[must_use]
+    pub fn fresh_key(&self) -> Key {
+        token::key(|bytes| self.handle.effects().fill_random(bytes))
+    }
+
+    /// How far to go for each master in a round that needs `quorum` of them. One that is down costs no time to ask, so it is asked whenever the quorum
+    /// cannot do without; one that is hung only when its turn has come.
+    fn standings(&self, quorum: usize) -> Vec<Standing> {
+        let mut standings: Vec<Standing> = self.iter().map(|master| master.standing()).collect();
+        if standings.iter().filter(|&&standing| standing == Standing::Good).count() < quorum {
+            standings
+                .iter_mut()
+                .filter(|standing| **standing == Standing::Down)
+                .for_each(|standing| *standing = Standing::Good);
+        }
+        standings
+    }
+
+    /// The master all contenders for `resource` ask first, whatever process they are in; the next one where it is hung.
+    fn designated(&self, resource: &[u8]) -> usize {
+        let first = usize::try_from(fnv1a(resource) % self.len().max(1) as u64).unwrap_or_default();
+        (0..self.len()).map(|step| (first + step) % self.len()).find(|&index| !self[index].is_hung()).unwrap_or(first)
+    }
+}
+
+/// FNV-1a: the same in every process and every release, as a hash that contenders must agree on has to be.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Connections to N masters, and the operations in progress on them. Belongs to one caller, or one event loop, at a time.
+#[derive(Debug)]
+pub struct Session {
+    executor: Executor,
+    masters: Arc<Masters>,
+}
+
+impl Session {
+    /// A session without connections. `masters` are the endpoints with their health, which other sessions may share.
+    #[must_use]
+    pub fn new(masters: &[(Arc<Endpoint>, Arc<Health>)], effects: Arc<dyn Effects>) -> Self {
+        let executor = Executor::new(effects);
+        let handle = executor.handle().clone();
+        let list = masters
+            .iter()
+            .map(|(endpoint, health)| Master::new(Arc::clone(endpoint), Arc::clone(health), handle.clone()))
+            .collect();
+        Self { executor, masters: Arc::new(Masters { list, handle }) }
+    }
+
+    /// Begin `operation`; it makes progress in [`Session::turn`]s. Its result appears in the returned channel.
+    pub fn start<T, F>(&self, operation: impl FnOnce(Arc<Masters>) -> F) -> oneshot::Receiver<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let operation = operation(Arc::clone(&self.masters));
+        self.masters.handle.spawn(async move { _ = done.send(operation.await) });
+        result
+    }
+
+    /// Let everything that can go on go on, until all is waiting.
+    pub fn turn(&mut self) {
+        self.executor.run_until_stalled();
+    }
+
+    /// What everything is waiting for.
+    #[must_use]
+    pub fn wait(&self) -> Wait {
+        self.executor.wait()
+    }
+}

@@ -1,0 +1,73 @@
+//! What can go wrong between the engine and one master.
+
+use std::sync::Arc;
+
+use redis::RedisError;
+
+/// Why a master gave no vote. Cloned to everybody who waits for the same connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The master did not answer in time; its connection is given up.
+    #[error("no answer")]
+    NoAnswer,
+    /// The round was decided before there was a connection to send on.
+    #[error("not asked")]
+    NotSent,
+    /// The connection ended before the answer came.
+    #[error("connection closed")]
+    Closed,
+    /// No connection could be made: resolving, connecting, TLS.
+    #[error("cannot connect: {0}")]
+    Connect(Arc<str>),
+    /// The master refuses us, or is not a master: wrong password, missing rights, a replica. It will not mend itself.
+    #[error("{0}")]
+    Setup(Arc<str>),
+    /// The master answered with an error, as it worded it.
+    #[error("{0}")]
+    Reply(Arc<str>),
+}
+
+impl Error {
+    /// Whether asking the same master again costs time: nobody waits for one that kept silent.
+    #[must_use]
+    pub const fn is_slow(&self) -> bool {
+        matches!(self, Self::NoAnswer)
+    }
+
+    /// An I/O error met while connecting.
+    #[must_use]
+    pub fn connect(error: &dyn std::fmt::Display) -> Self {
+        Self::Connect(error.to_string().into())
+    }
+
+    /// An error of the master's own.
+    #[must_use]
+    pub fn reply(error: &dyn std::fmt::Display) -> Self {
+        Self::Reply(error.to_string().into())
+    }
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        match error.code() {
+            Some(_) => Self::reply(&server_text(&error)),
+            None if error.is_connection_dropped() || error.is_io_error() => Self::Closed,
+            None => Self::reply(&error),
+        }
+    }
+}
+
+impl From<redis::ServerError> for Error {
+    fn from(error: redis::ServerError) -> Self {
+        RedisError::from(error).into()
+    }
+}
+
+/// The server's own words: `CODE detail`, without redis-rs's decoration.
+pub(crate) fn server_text(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        (None, _) => error.to_string(),
+    }
+}

@@ -1,0 +1,53 @@
+//! Who waits. Everything that blocks, sleeps or starts a thread is in here.
+
+pub mod blocking;
+pub mod pool;
+mod resolve;
+
+use std::io;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use crate::clock::{BootClock, Clock, Instant};
+use crate::master::endpoint::{Address, Endpoint};
+use crate::master::socket;
+use crate::runtime::{Effects, Handle, Stream};
+
+/// The real world: the machine's clock, its random numbers, its sockets.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct System;
+
+impl Clock for System {
+    fn now(&self) -> Instant {
+        BootClock.now()
+    }
+}
+
+impl Effects for System {
+    /// # Panics
+    ///
+    /// If the operating system has no random numbers: no key would be safe.
+    fn fill_random(&self, bytes: &mut [u8]) {
+        if let Err(error) = SysRng.try_fill_bytes(bytes) {
+            panic!("the operating system gives no random numbers: {error}");
+        }
+    }
+
+    fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {
+        let (address, keepalive, handle) = (endpoint.address.clone(), endpoint.keepalive.clone(), handle.clone());
+        async move {
+            let socket = match address {
+                Address::Tcp { host, port } => {
+                    let addresses = resolve::resolve(host, port, &handle).await?;
+                    socket::connect_any(&addresses, &keepalive, &handle).await?
+                }
+                Address::Unix(path) => socket::connect_unix(&path, &handle).await?,
+            };
+            Ok(Box::new(socket) as Stream)
+        }
+        .boxed()
+    }
+}

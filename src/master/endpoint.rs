@@ -1,0 +1,160 @@
+//! Where a master is, and how to log in to it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{ProtocolVersion, RedisConnectionInfo};
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::quorum::MAX_PATIENCE;
+
+/// How the bytes get there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// TCP to a name or an IP address.
+    Tcp {
+        /// A DNS name or an IP address, IPv6 without brackets.
+        host: String,
+        /// The TCP port.
+        port: u16,
+    },
+    /// A Unix domain socket.
+    Unix(PathBuf),
+}
+
+/// TCP keep-alive, off by default as in redis-py.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Whether to probe idle connections.
+    pub enabled: bool,
+    /// Seconds of idleness before the first probe.
+    pub idle: Option<Duration>,
+    /// Seconds between probes.
+    pub interval: Option<Duration>,
+    /// Probes without an answer before the connection is dead.
+    pub count: Option<u32>,
+}
+
+/// One Redis master. Immutable; its `Debug` shows no secret.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: Address,
+    /// The database.
+    pub db: i64,
+    /// The ACL user; `None` is the default user.
+    pub username: Option<String>,
+    /// The password, if any.
+    pub password: Option<String>,
+    /// Shown in `CLIENT LIST`.
+    pub client_name: Option<String>,
+    /// Whether to stay with RESP2. RESP3 is tried first otherwise.
+    pub resp2: bool,
+    /// The longest to wait for one answer, if shorter than the engine's own deadline.
+    pub socket_timeout: Option<Duration>,
+    /// The longest to wait for a connection, handshake included, if shorter than the engine's own deadline.
+    pub connect_timeout: Option<Duration>,
+    /// TCP keep-alive.
+    pub keepalive: Keepalive,
+    /// The TLS settings, read once; `None` is a plain connection.
+    pub tls: Option<Arc<ClientConfig>>,
+}
+
+impl Endpoint {
+    /// A master without login, TLS or timeouts of its own, at database 0.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            db: 0,
+            username: None,
+            password: None,
+            client_name: None,
+            resp2: false,
+            socket_timeout: None,
+            connect_timeout: None,
+            keepalive: Keepalive::default(),
+            tls: None,
+        }
+    }
+
+    /// How long one command may stay without an answer.
+    #[must_use]
+    pub fn answer_patience(&self) -> Duration {
+        self.socket_timeout.map_or(MAX_PATIENCE, |timeout| timeout.min(MAX_PATIENCE))
+    }
+
+    /// How long a connection may take, from resolving the name to the end of the handshake.
+    #[must_use]
+    pub fn connect_patience(&self) -> Duration {
+        self.connect_timeout.map_or(MAX_PATIENCE, |timeout| timeout.min(MAX_PATIENCE))
+    }
+
+    /// What redis-rs's handshake needs to know. `CLIENT SETINFO` is skipped: least-privilege users may not run it, and each
+    /// refusal would fill the server's ACL log.
+    #[must_use]
+    pub fn login(&self, protocol: ProtocolVersion) -> RedisConnectionInfo {
+        let mut info = RedisConnectionInfo::default().set_db(self.db).set_protocol(protocol).set_skip_set_lib_name();
+        if let Some(username) = &self.username {
+            info = info.set_username(username);
+        }
+        if let Some(password) = &self.password {
+            info = info.set_password(password);
+        }
+        info
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// `host:port/db` or `path/db`: what logs show.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.db)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(host: &str) -> Endpoint {
+        Endpoint::new(Address::Tcp { host: host.into(), port: 6379 })
+    }
+
+    #[test]
+    fn shown_without_secrets() {
+        let mut endpoint = at("::1");
+        endpoint.password = Some("canary".into());
+        endpoint.username = Some("user".into());
+        assert_eq!(endpoint.to_string(), "[::1]:6379/0");
+        assert_eq!(format!("{endpoint:?}"), "Endpoint([::1]:6379/0)");
+        assert!(!format!("{:?}", endpoint.login(ProtocolVersion::RESP3)).contains("canary"));
+    }
+
+    #[test]
+    fn its_own_timeouts_only_shorten() {
+        let mut endpoint = at("redis");
+        assert_eq!(endpoint.answer_patience(), MAX_PATIENCE);
+        endpoint.socket_timeout = Some(Duration::from_millis(100));
+        endpoint.connect_timeout = Some(Duration::from_secs(30));
+        assert_eq!(endpoint.answer_patience(), Duration::from_millis(100));
+        assert_eq!(endpoint.connect_patience(), MAX_PATIENCE);
+    }
+}

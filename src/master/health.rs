@@ -1,0 +1,242 @@
+//! What is known of a master across sessions: is it worth waiting for, and what is there to log.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::Rng;
+
+use crate::clock::Instant;
+use crate::error::Error;
+use crate::retry::jittered;
+use crate::runtime::locked;
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How grave an event is; the values are those of Python's `logging`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// A master is back.
+    Info = 20,
+    /// A master gives no votes.
+    Warning = 30,
+    /// A master never will, as things are configured.
+    Error = 40,
+}
+
+/// What happened to the masters of one manager, until somebody logs it, and which servers they are.
+#[derive(Debug, Default)]
+pub struct Journal {
+    any: AtomicBool,
+    events: Mutex<Vec<(Level, String)>>,
+    servers: Mutex<HashMap<String, String>>,
+}
+
+impl Journal {
+    fn push(&self, level: Level, message: String) {
+        locked(&self.events).push((level, message));
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Several names or databases of one server add nothing to the safety of a lock.
+    fn register(&self, run_id: String, name: &str) {
+        let first = locked(&self.servers).entry(run_id).or_insert_with(|| name.to_owned()).clone();
+        if first != name {
+            let message =
+                format!("masters {first} and {name} are one server: it counts twice in the quorum, and fails twice");
+            self.push(Level::Warning, message);
+        }
+    }
+
+    /// The events since the last call. Costs one atomic read when there are none.
+    #[must_use]
+    pub fn take(&self) -> Vec<(Level, String)> {
+        if !self.any.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *locked(&self.events))
+    }
+}
+
+/// The health of one master, shared by all sessions of a manager.
+#[derive(Debug)]
+pub struct Health {
+    name: String,
+    journal: Arc<Journal>,
+    record: Mutex<Record>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    failures: u32,
+    retry_at: Instant,
+    slow: bool,
+    reported: Option<Error>,
+    identified: bool,
+}
+
+/// How far a round should go for a master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It answered last time, or its turn to be tried has come: ask and wait.
+    Good,
+    /// It failed at once and will again, or not: worth asking where the quorum needs it, for it costs no time.
+    Down,
+    /// It kept silent: do not wait for it.
+    Hung,
+}
+
+impl Health {
+    /// A master not yet heard of, assumed to be well.
+    #[must_use]
+    pub fn new(name: String, journal: Arc<Journal>) -> Self {
+        Self { name, journal, record: Mutex::default() }
+    }
+
+    /// How to treat it in a round that starts now. Whoever is told to try a suspect master again is the only one for a while.
+    pub fn standing(&self, now: Instant, random: &mut impl Rng) -> Standing {
+        let mut record = locked(&self.record);
+        if record.failures == 0 {
+            return Standing::Good;
+        }
+        if now >= record.retry_at {
+            record.retry_at = now.after(backoff(record.failures, random));
+            return Standing::Good;
+        }
+        if record.slow { Standing::Hung } else { Standing::Down }
+    }
+
+    /// Whether it kept silent when last asked.
+    #[must_use]
+    pub fn is_hung(&self) -> bool {
+        let record = locked(&self.record);
+        record.failures > 0 && record.slow
+    }
+
+    /// It answered, be it with a refusal.
+    pub fn answered(&self) {
+        let mut record = locked(&self.record);
+        record.failures = 0;
+        if record.reported.take().is_some() {
+            self.journal.push(Level::Info, format!("master {} answers again", self.name));
+        }
+    }
+
+    /// It answered, but with an error: no vote, though nobody need wait for it.
+    pub fn answered_with(&self, error: &Error) {
+        let mut record = locked(&self.record);
+        record.failures = 0;
+        self.report(&mut record, error);
+    }
+
+    /// It did not answer, or could not be connected to. Logged once per change of state, not once per call.
+    pub fn failed(&self, error: &Error, now: Instant, random: &mut impl Rng) {
+        let mut record = locked(&self.record);
+        record.failures = record.failures.saturating_add(1);
+        record.slow = error.is_slow();
+        record.retry_at = now.after(backoff(record.failures, random));
+        self.report(&mut record, error);
+    }
+
+    fn report(&self, record: &mut Record, error: &Error) {
+        let same = |reported: &Error| std::mem::discriminant(reported) == std::mem::discriminant(error);
+        if !record.reported.as_ref().is_some_and(same) {
+            let level = if matches!(error, Error::Setup(_)) { Level::Error } else { Level::Warning };
+            self.journal.push(level, format!("master {} gives no vote: {error}", self.name));
+            record.reported = Some(error.clone());
+        }
+    }
+
+    /// Whether this master's `run_id` was already asked for.
+    #[must_use]
+    pub fn is_identified(&self) -> bool {
+        locked(&self.record).identified
+    }
+
+    /// Remember the server's `run_id` (`None` where it may not be asked), and say so if another master is the same server.
+    pub fn identify(&self, run_id: Option<String>) {
+        locked(&self.record).identified = true;
+        if let Some(run_id) = run_id {
+            self.journal.register(run_id, &self.name);
+        }
+    }
+}
+
+fn backoff(failures: u32, random: &mut impl Rng) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(10));
+    jittered(doubled.min(LONGEST_BACKOFF), random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_zero(Duration::from_millis(millis))
+    }
+
+    fn health() -> (Health, Arc<Journal>, StdRng) {
+        let journal = Arc::new(Journal::default());
+        (Health::new("a:1/0".into(), Arc::clone(&journal)), journal, StdRng::seed_from_u64(3))
+    }
+
+    #[test]
+    fn a_change_of_state_is_logged_once() {
+        let (health, journal, mut random) = health();
+        for _ in 0..3 {
+            health.failed(&Error::NoAnswer, at(0), &mut random);
+        }
+        assert_eq!(journal.take(), [(Level::Warning, "master a:1/0 gives no vote: no answer".to_owned())]);
+        assert_eq!(journal.take(), []);
+        health.answered();
+        health.answered();
+        assert_eq!(journal.take(), [(Level::Info, "master a:1/0 answers again".to_owned())]);
+    }
+
+    #[test]
+    fn another_kind_of_failure_is_a_change() {
+        let (health, journal, mut random) = health();
+        health.failed(&Error::NoAnswer, at(0), &mut random);
+        health.answered_with(&Error::Reply("OOM".into()));
+        assert_eq!(journal.take().len(), 2);
+    }
+
+    #[test]
+    fn one_server_under_two_names_is_logged_once() {
+        let (health, journal, _) = health();
+        health.identify(Some("run".into()));
+        health.identify(Some("run".into()));
+        assert_eq!(journal.take(), []);
+        let twin = Health::new("a:1/1".into(), Arc::clone(&journal));
+        twin.identify(Some("run".into()));
+        twin.identify(None);
+        assert_eq!(journal.take().len(), 1);
+        assert!(twin.is_identified());
+    }
+
+    #[test]
+    fn one_caller_at_a_time_tries_a_suspect_again() {
+        let (health, _, mut random) = health();
+        assert_eq!(health.standing(at(0), &mut random), Standing::Good);
+        health.failed(&Error::NoAnswer, at(0), &mut random);
+        assert_eq!(health.standing(at(1), &mut random), Standing::Hung);
+        assert_eq!(health.standing(at(101), &mut random), Standing::Good);
+        assert_eq!(health.standing(at(102), &mut random), Standing::Hung);
+        health.failed(&Error::Closed, at(103), &mut random);
+        assert_eq!(health.standing(at(104), &mut random), Standing::Down);
+        health.answered();
+        assert_eq!(health.standing(at(105), &mut random), Standing::Good);
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_bound() {
+        let mut random = StdRng::seed_from_u64(3);
+        for (failures, bound) in [(1, 100), (2, 200), (3, 400), (7, 5000), (u32::MAX, 5000)] {
+            let pause = backoff(failures, &mut random).as_millis();
+            assert!((bound / 2..=bound).contains(&pause), "{failures}: {pause}");
+        }
+    }
+}

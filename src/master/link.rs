@@ -1,0 +1,152 @@
+//! One live connection to one master: commands go out and take effect in the order of the calls.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+use futures_util::task::AtomicWaker;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value};
+
+use crate::error::Error;
+use crate::runtime::{Handle, locked};
+use crate::script::{Claim, CompareAndDelete};
+
+/// A connection after its handshake. Clones share it.
+#[derive(Clone)]
+pub struct Link(Arc<Shared>);
+
+struct Shared {
+    connection: MultiplexedConnection,
+    handle: Handle,
+    patience: Duration,
+    release_by: AtomicU8,
+    unanswered: Mutex<Vec<Arc<Claim>>>,
+    life: Arc<Life>,
+}
+
+/// Whether a connection is open, and how it is ended from outside its driver.
+#[derive(Default)]
+struct Life {
+    over: AtomicBool,
+    given_up: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Link {
+    /// A link over `connection`, whose `driver` runs until the server closes it or it is given up.
+    /// `patience` is how long one command may stay unanswered.
+    pub fn new(
+        connection: MultiplexedConnection,
+        driver: impl Future<Output = ()> + Send + 'static,
+        handle: &Handle,
+        patience: Duration,
+    ) -> Self {
+        let life = Arc::new(Life::default());
+        handle.spawn(drive(driver, Arc::clone(&life)));
+        Self(Arc::new(Shared {
+            connection,
+            handle: handle.clone(),
+            patience,
+            release_by: AtomicU8::new(CompareAndDelete::Evalsha as u8),
+            unanswered: Mutex::default(),
+            life,
+        }))
+    }
+
+    /// Whether commands can still be sent.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.0.life.over.load(Ordering::Acquire)
+    }
+
+    /// How this master compares and deletes, as far as is known.
+    #[must_use]
+    pub fn release_by(&self) -> CompareAndDelete {
+        CompareAndDelete::from_u8(self.0.release_by.load(Ordering::Relaxed))
+    }
+
+    /// Compare and delete in this way from now on.
+    pub fn set_release_by(&self, way: CompareAndDelete) {
+        self.0.release_by.store(way as u8, Ordering::Relaxed);
+    }
+
+    /// Send `command` and wait for its answer, as long as this master is given. A master that exceeds it loses the connection, for its
+    /// late answer is worth nothing, and its commands must not pile up to be executed minutes later.
+    ///
+    /// `claim` is what the command takes: should the connection be given up before the answer, its release is sent first.
+    pub async fn call(&self, command: &Cmd, claim: Option<&Arc<Claim>>) -> Result<Value, Error> {
+        let _unanswered = claim.map(|claim| Unanswered::new(self, claim));
+        let mut connection = self.0.connection.clone();
+        let reply = std::pin::pin!(connection.send_packed_command(command));
+        match select(reply, self.0.handle.sleep(self.0.patience)).await {
+            Either::Left((Ok(value), _)) => Ok(value),
+            Either::Left((Err(_), _)) if self.0.life.given_up.load(Ordering::Acquire) => Err(Error::NoAnswer),
+            Either::Left((Err(error), _)) => Err(error.into()),
+            Either::Right(_) => {
+                self.give_up();
+                Err(Error::NoAnswer)
+            }
+        }
+    }
+
+    /// Close the connection. What was sent may still lie in the master's socket buffer and be executed when it wakes up, so every claim without an answer
+    /// is followed by its release: on the same connection, where nothing can overtake.
+    pub fn give_up(&self) {
+        for claim in locked(&self.0.unanswered).drain(..) {
+            let mut release = self.release_by().command_in_full(&claim);
+            release.set_no_response(true);
+            // Queueing takes one poll; the driver writes it out before it looks whether it is over.
+            _ = self.0.connection.clone().send_packed_command(&release).now_or_never();
+        }
+        self.0.life.give_up();
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("open", &self.is_open()).finish_non_exhaustive()
+    }
+}
+
+impl Life {
+    fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.over.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// Run the driver until the connection ends or is given up; dropping it closes the socket.
+async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
+    let mut driver = std::pin::pin!(driver);
+    std::future::poll_fn(|cx| {
+        life.waker.register(cx.waker());
+        let ended = driver.as_mut().poll(cx).is_ready();
+        if ended || life.given_up.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    life.over.store(true, Ordering::Release);
+}
+
+/// A claim that is on its way and has no answer yet.
+struct Unanswered<'a> {
+    link: &'a Link,
+    claim: &'a Arc<Claim>,
+}
+
+impl<'a> Unanswered<'a> {
+    fn new(link: &'a Link, claim: &'a Arc<Claim>) -> Self {
+        locked(&link.0.unanswered).push(Arc::clone(claim));
+        Self { link, claim }
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        locked(&self.link.0.unanswered).retain(|claim| !Arc::ptr_eq(claim, self.claim));
+    }
+}

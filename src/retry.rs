@@ -1,0 +1,65 @@
+//! How often to try, and how long to pause in between.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt};
+
+/// The pauses between the tries of one call: one fewer than there are tries, each random between half the delay and the delay.
+///
+/// redlock-py pauses for the whole delay each time, and once more after the last try; equal pauses keep contenders in
+/// lock-step, so that they split the votes again and again ("Retry on failure" in the Redis documentation asks for a random delay).
+#[derive(Debug)]
+pub struct Pauses<R> {
+    left: u64,
+    delay: Duration,
+    random: R,
+}
+
+impl<R: Rng> Pauses<R> {
+    /// The pauses between `tries` tries, at most `delay` long each.
+    pub const fn new(tries: u64, delay: Duration, random: R) -> Self {
+        Self { left: tries.saturating_sub(1), delay, random }
+    }
+}
+
+impl<R: Rng> Iterator for Pauses<R> {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.left = self.left.checked_sub(1)?;
+        Some(jittered(self.delay, &mut self.random))
+    }
+}
+
+/// A random duration between half of `delay` and `delay`.
+pub fn jittered(delay: Duration, random: &mut impl Rng) -> Duration {
+    delay.mul_f64(random.random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    fn pauses(tries: u64) -> Vec<Duration> {
+        Pauses::new(tries, Duration::from_millis(200), StdRng::seed_from_u64(7)).collect()
+    }
+
+    #[test]
+    fn there_is_no_pause_after_the_last_try() {
+        assert_eq!([0, 1, 2, 3].map(|tries| pauses(tries).len()), [0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_seed_gives_an_exact_series() {
+        assert_eq!(pauses(5), pauses(5));
+        assert_ne!(pauses(3)[0], pauses(3)[1]);
+    }
+
+    #[test]
+    fn pauses_stay_within_the_delay() {
+        for pause in pauses(1000) {
+            assert!((100..=200).contains(&pause.as_millis()), "{pause:?}");
+        }
+    }
+}

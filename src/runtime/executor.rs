@@ -1,0 +1,233 @@
+//! A small executor: "poll everything until it stalls; here are the descriptors and the next deadline".
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::clock::Instant;
+use crate::runtime::Effects;
+use crate::runtime::source::Source;
+
+/// Lock, whatever happened to the thread that held it before: no invariant spans two of our critical sections.
+pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a session waits for: ready descriptors, or the next deadline.
+#[derive(Debug, Default)]
+pub struct Wait {
+    /// The sources with somebody waiting for them.
+    pub sources: Vec<Arc<Source>>,
+    /// When to go on even if nothing happens.
+    pub deadline: Option<Instant>,
+}
+
+/// What the futures of one session share: timers, new tasks, sources and the host's effects.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+struct Shared {
+    effects: Arc<dyn Effects>,
+    random: Mutex<StdRng>,
+    timers: Mutex<Timers>,
+    spawned: Mutex<Vec<BoxFuture<'static, ()>>>,
+    sources: Mutex<Vec<Arc<Source>>>,
+}
+
+#[derive(Default)]
+struct Timers {
+    next_id: u64,
+    pending: BTreeMap<(Instant, u64), Waker>,
+}
+
+impl Handle {
+    /// The outside world: time, randomness, connections.
+    #[must_use]
+    pub fn effects(&self) -> &dyn Effects {
+        &*self.0.effects
+    }
+
+    /// Use the session's generator: for jitter, never for keys.
+    pub fn with_random<T>(&self, use_it: impl FnOnce(&mut StdRng) -> T) -> T {
+        use_it(&mut locked(&self.0.random))
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.0.effects.now()
+    }
+
+    /// Run `task` to its end, whoever waits for it or not.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        locked(&self.0.spawned).push(Box::pin(task));
+    }
+
+    /// Wait until `at`.
+    #[must_use]
+    pub fn sleep_until(&self, at: Instant) -> Sleep {
+        Sleep { handle: self.clone(), at, id: None }
+    }
+
+    /// Wait for `duration`.
+    #[must_use]
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_until(self.now().after(duration))
+    }
+
+    /// Have the host watch `source` until it is forgotten.
+    pub fn watch(&self, source: Arc<Source>) {
+        locked(&self.0.sources).push(source);
+    }
+
+    /// Stop watching `source`.
+    pub fn forget(&self, source: &Arc<Source>) {
+        locked(&self.0.sources).retain(|watched| !Arc::ptr_eq(watched, source));
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+/// A wait for an instant. Ready only once the executor has fired it, and the executor first hands out what has arrived on
+/// the sockets: a reply that is there always beats the deadline, however late the process comes to look.
+#[derive(Debug)]
+pub struct Sleep {
+    handle: Handle,
+    at: Instant,
+    id: Option<u64>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut timers = locked(&self.handle.0.timers);
+        let id = self.id.unwrap_or(timers.next_id);
+        if self.id.is_none() {
+            timers.next_id += 1;
+            timers.pending.insert((self.at, id), cx.waker().clone());
+        } else if let Some(waker) = timers.pending.get_mut(&(self.at, id)) {
+            waker.clone_from(cx.waker());
+        } else {
+            return Poll::Ready(());
+        }
+        drop(timers);
+        self.id = Some(id);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            locked(&self.handle.0.timers).pending.remove(&(self.at, id));
+        }
+    }
+}
+
+/// The tasks of one session, and the loop that polls those that were woken.
+pub struct Executor {
+    handle: Handle,
+    tasks: FuturesUnordered<BoxFuture<'static, ()>>,
+    woken: Arc<Woken>,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("tasks", &self.tasks.len()).finish_non_exhaustive()
+    }
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Executor {
+    /// An executor without tasks, in the world of `effects`.
+    #[must_use]
+    pub fn new(effects: Arc<dyn Effects>) -> Self {
+        let mut seed = [0; 32];
+        effects.fill_random(&mut seed);
+        let random = Mutex::new(StdRng::from_seed(seed));
+        let shared =
+            Shared { effects, random, timers: Mutex::default(), spawned: Mutex::default(), sources: Mutex::default() };
+        Self {
+            handle: Handle(Arc::new(shared)),
+            tasks: FuturesUnordered::new(),
+            woken: Arc::new(Woken(AtomicBool::new(true))),
+        }
+    }
+
+    /// What tasks need to get at this executor.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Poll every woken task until all are stalled; first those with news from the sockets, then those whose time has come.
+    pub fn run_until_stalled(&mut self) {
+        self.poll_woken();
+        while self.fire_timers() {
+            self.poll_woken();
+        }
+    }
+
+    /// What the stalled tasks wait for.
+    #[must_use]
+    pub fn wait(&self) -> Wait {
+        Wait { sources: locked(&self.handle.0.sources).clone(), deadline: self.next_deadline() }
+    }
+
+    fn poll_woken(&mut self) {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            self.woken.0.store(false, Ordering::Release);
+            self.tasks.extend(std::mem::take(&mut *locked(&self.handle.0.spawned)));
+            let finished_one = matches!(self.tasks.poll_next_unpin(&mut cx), Poll::Ready(Some(())));
+            let more = self.woken.0.load(Ordering::Acquire) || !locked(&self.handle.0.spawned).is_empty();
+            if !finished_one && !more {
+                return;
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        locked(&self.handle.0.timers).pending.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    /// Wake everybody whose time has come; whether there was anybody.
+    fn fire_timers(&self) -> bool {
+        let mut timers = locked(&self.handle.0.timers);
+        if timers.pending.is_empty() {
+            return false;
+        }
+        let later = timers.pending.split_off(&(self.handle.now(), u64::MAX));
+        let due = std::mem::replace(&mut timers.pending, later);
+        drop(timers);
+        let any = !due.is_empty();
+        due.into_values().for_each(Waker::wake);
+        any
+    }
+}
