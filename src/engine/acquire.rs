@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, select};
+use futures_util::future::{BoxFuture, Fuse, FusedFuture, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use rand::SeedableRng;
@@ -56,8 +56,8 @@ pub struct Held {
     pub votes: Vec<Vote>,
 }
 
-/// Resolves, or is dropped, when the caller gives up.
-pub type Cancel = oneshot::Receiver<()>;
+/// Resolves when the caller gives up.
+pub type Cancel = Fuse<oneshot::Receiver<()>>;
 
 /// Try up to `request.tries` rounds, with jittered pauses between them. `Err` is what each master said in the last one.
 ///
@@ -72,9 +72,11 @@ pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -
             Err(votes) => votes,
         };
         contended = votes.iter().any(|vote| matches!(vote, Ok(Grant::Refused)));
-        let pause = pauses.next().filter(|_| cancel.try_recv() == Err(oneshot::error::TryRecvError::Empty));
-        let Some(pause) = pause else { return Err(votes) };
+        let Some(pause) = pauses.next().filter(|_| !cancel.is_terminated()) else { return Err(votes) };
         select(masters.handle().sleep(pause), &mut cancel).await;
+        if cancel.is_terminated() {
+            return Err(votes);
+        }
     }
 }
 

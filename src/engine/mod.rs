@@ -104,6 +104,16 @@ impl Session {
         self.executor.run_until_stalled();
     }
 
+    /// The caller is back, and goes on taking [`Session::turn`]s.
+    pub fn resume(&self) {
+        self.executor.resume();
+    }
+
+    /// The caller turns away: until it is back, nothing can go on.
+    pub fn leave(&self) {
+        self.executor.leave();
+    }
+
     /// What everything is waiting for.
     #[must_use]
     pub fn wait(&self) -> Wait {

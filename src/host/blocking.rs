@@ -1,9 +1,10 @@
-//! The blocking host: `poll(2)` in the calling thread.
+//! The blocking host: an operation from beginning to end in the calling thread.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use futures_util::FutureExt;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -11,9 +12,9 @@ use tokio::sync::oneshot::error::TryRecvError;
 use crate::clock::{BootClock, Clock};
 use crate::engine::acquire::Cancel;
 use crate::engine::{Masters, Session};
-use crate::runtime::{Source, Wait};
+use crate::runtime::Source;
 
-/// Nothing waits longer than this without looking around, for want of anything better than a lost wake-up to fear.
+/// The longest single wait; nothing in particular happens then.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How an operation ended.
@@ -21,61 +22,62 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub enum Ended<T, E> {
     /// With its result.
     Finished(T),
-    /// With its result, after a signal handler asked to give up: what it took must be given back.
-    Interrupted(T, E),
+    /// With its result, after the wait was broken off: what the operation took must be given back.
+    BrokenOff(T, E),
 }
 
-/// Run `operation` to its end in this thread.
+/// Run `operation` to its end.
 ///
-/// Whenever a signal interrupts the wait, `interrupted` is asked whether to go on; on `Err` the operation is cancelled, and ends as soon as it has cleaned up.
+/// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it fails the operation is cancelled,
+/// and ends as soon as it has cleaned up.
 pub fn run<T, E, F>(
     session: &mut Session,
     operation: impl FnOnce(Arc<Masters>, Cancel) -> F,
-    mut interrupted: impl FnMut() -> Result<(), E>,
+    mut wait: impl FnMut(&[Arc<Source>], Duration) -> Result<(), E>,
 ) -> Ended<T, E>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    // What came in since the last operation comes first: answers to old commands, and connections that the servers closed.
-    wait_for(&session.wait().sources, Duration::ZERO).ok();
-    session.turn();
+    catch_up(session);
     let (cancel, cancelled) = oneshot::channel();
     let mut cancel = Some(cancel);
-    let mut why = None;
-    let mut result = session.start(|masters| operation(masters, cancelled));
+    let mut broken_off = None;
+    let mut result = session.start(|masters| operation(masters, cancelled.fuse()));
     loop {
         session.turn();
-        match result.try_recv() {
-            Ok(value) => {
-                return match why {
-                    None => Ended::Finished(value),
-                    Some(why) => Ended::Interrupted(value, why),
-                };
-            }
-            Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Closed) => unreachable!("an operation that started ends with its result"),
+        match (result.try_recv(), broken_off.take()) {
+            (Ok(value), None) => return Ended::Finished(value),
+            (Ok(value), Some(why)) => return Ended::BrokenOff(value, why),
+            (Err(TryRecvError::Empty), why) => broken_off = why,
+            (Err(TryRecvError::Closed), _) => unreachable!("an operation that started ends with its result"),
         }
-        if wait(&session.wait()) == Err(Errno::INTR)
-            && why.is_none()
-            && let Err(reason) = interrupted()
-        {
-            why = Some(reason);
+        if let Err(why) = wait_once(session, &mut wait) {
+            broken_off.get_or_insert(why);
             cancel.take().map(|cancel| cancel.send(()));
         }
     }
 }
 
-fn wait(wait: &Wait) -> Result<(), Errno> {
-    let now = BootClock.now();
-    let timeout = wait.deadline.map_or(LONGEST_WAIT, |deadline| deadline.since(now).min(LONGEST_WAIT));
-    wait_for(&wait.sources, timeout)
+/// What came in since the last operation comes first: answers to old commands, and connections that servers have closed.
+fn catch_up(session: &mut Session) {
+    // If it fails, the first wait will say so.
+    _ = poll(&session.wait().sources, Duration::ZERO);
+    session.turn();
 }
 
-fn wait_for(sources: &[Arc<Source>], timeout: Duration) -> Result<(), Errno> {
+fn wait_once<E>(session: &Session, wait: &mut impl FnMut(&[Arc<Source>], Duration) -> Result<(), E>) -> Result<(), E> {
+    let all = session.wait();
+    let now = BootClock.now();
+    let timeout = all.deadline.map_or(LONGEST_WAIT, |deadline| deadline.since(now).min(LONGEST_WAIT));
+    wait(&all.sources, timeout)
+}
+
+/// Wait by `poll(2)`. A signal ends the wait with [`Errno::INTR`].
+pub fn poll(sources: &[Arc<Source>], timeout: Duration) -> Result<(), Errno> {
     let mut fds: Vec<PollFd<'_>> = sources.iter().map(|source| PollFd::new(&**source, interest(source))).collect();
     let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    poll(&mut fds, Some(&timeout))?;
+    rustix::event::poll(&mut fds, Some(&timeout))?;
     let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
     for (source, fd) in sources.iter().zip(&fds) {
         let events = fd.revents();

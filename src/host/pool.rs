@@ -50,7 +50,9 @@ impl Pool {
         let home = self.current();
         let idle = locked(&home.idle).pop();
         let mut session = idle.unwrap_or_else(|| Session::new(&home.masters, Arc::new(System)));
+        session.resume();
         let result = work(&mut session);
+        session.leave();
         let mut idle = locked(&home.idle);
         if idle.len() < MOST_IDLE {
             idle.push(session);

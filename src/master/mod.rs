@@ -151,12 +151,19 @@ impl Master {
         connecting.shared()
     }
 
-    /// One deadline for resolving, connecting, TLS and the handshake together.
+    /// One deadline for resolving, connecting, TLS and the handshake together. Time in which the caller was not there to go on with it does not count.
     async fn connect_in_time(&self) -> Result<Link, Error> {
-        let connect = std::pin::pin!(connect::connect(&self.endpoint, &self.handle, &self.health));
-        match select(connect, self.handle.sleep(self.endpoint.connect_patience())).await {
-            Either::Left((result, _)) => result,
-            Either::Right(_) => Err(Error::NoAnswer),
+        let mut connect = std::pin::pin!(connect::connect(&self.endpoint, &self.handle, &self.health));
+        let (start, absent) = (self.handle.now(), self.handle.unattended());
+        loop {
+            let allowed = self.endpoint.connect_patience() + self.handle.unattended().saturating_sub(absent);
+            if self.handle.now().since(start) >= allowed {
+                return Err(Error::NoAnswer);
+            }
+            let deadline = self.handle.sleep_until(start.after(allowed));
+            if let Either::Left((result, _)) = select(connect.as_mut(), deadline).await {
+                return result;
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::engine::release::{Answer, release};
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
 use crate::python::endpoint::Endpoint;
+use crate::python::waiting;
 use crate::script::{Claim, Grant, Release, UnlockScript};
 
 /// Sessions to N masters, and the operations over them.
@@ -63,7 +64,7 @@ impl Engine {
         match ended {
             Ended::Finished(Ok(held)) => granted(py, &held),
             Ended::Finished(Err(votes)) => Ok(PyList::new(py, votes.iter().map(vote_text))?.into_any()),
-            Ended::Interrupted(outcome, reason) => {
+            Ended::BrokenOff(outcome, reason) => {
                 if let Ok(held) = outcome {
                     self.give_back(py, held.claim)?;
                 }
@@ -87,7 +88,7 @@ impl Engine {
 }
 
 impl Engine {
-    /// Run an operation in this thread, the interpreter detached; then log what was noticed on the way.
+    /// Run an operation in this thread; then log what was noticed on the way.
     fn run<T, F>(
         &self,
         py: Python<'_>,
@@ -97,12 +98,14 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        #[expect(
-            clippy::redundant_closure_for_method_calls,
-            reason = "the method is not general enough over its lifetime"
-        )]
-        let check_signals = || Python::attach(|py| py.check_signals());
-        let ended = py.detach(|| self.pool.with_session(|session| blocking::run(session, operation, check_signals)));
+        let ended = match waiting::patched_select(py)? {
+            None => {
+                py.detach(|| self.pool.with_session(|session| blocking::run(session, operation, waiting::detached)))
+            }
+            Some(select) => self.pool.with_session(|session| {
+                blocking::run(session, operation, |sources, timeout| waiting::through(&select, sources, timeout))
+            }),
+        };
         for (level, message) in self.pool.journal().take() {
             self.log.call1(py, (level as i32, message))?;
         }
@@ -113,7 +116,7 @@ impl Engine {
     fn give_back(&self, py: Python<'_>, claim: Arc<Claim>) -> PyResult<Vec<Answer>> {
         match self.run(py, move |masters, _| async move { release(&masters, &claim).await })? {
             Ended::Finished(answers) => Ok(answers),
-            Ended::Interrupted(_, reason) => Err(reason),
+            Ended::BrokenOff(_, reason) => Err(reason),
         }
     }
 

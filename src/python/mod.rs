@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod engine;
+mod waiting;
 
 use pyo3::prelude::*;
 

@@ -41,6 +41,14 @@ struct Shared {
     timers: Mutex<Timers>,
     spawned: Mutex<Vec<BoxFuture<'static, ()>>>,
     sources: Mutex<Vec<Arc<Source>>>,
+    attention: Mutex<Attention>,
+}
+
+/// When somebody drove the executor, and when nobody did.
+#[derive(Default)]
+struct Attention {
+    left_at: Option<Instant>,
+    unattended: Duration,
 }
 
 #[derive(Default)]
@@ -82,6 +90,14 @@ impl Handle {
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> Sleep {
         self.sleep_until(self.now().after(duration))
+    }
+
+    /// How long in all nobody has driven the executor, up to the last time somebody came back to it.
+    ///
+    /// What takes several exchanges, such as a handshake, cannot go on in that time: it must not count against the other side.
+    #[must_use]
+    pub fn unattended(&self) -> Duration {
+        locked(&self.0.attention).unattended
     }
 
     /// Have the host watch `source` until it is forgotten.
@@ -170,8 +186,14 @@ impl Executor {
         let mut seed = [0; 32];
         effects.fill_random(&mut seed);
         let random = Mutex::new(StdRng::from_seed(seed));
-        let shared =
-            Shared { effects, random, timers: Mutex::default(), spawned: Mutex::default(), sources: Mutex::default() };
+        let shared = Shared {
+            effects,
+            random,
+            timers: Mutex::default(),
+            spawned: Mutex::default(),
+            sources: Mutex::default(),
+            attention: Mutex::default(),
+        };
         Self {
             handle: Handle(Arc::new(shared)),
             tasks: FuturesUnordered::new(),
@@ -191,6 +213,19 @@ impl Executor {
         while self.fire_timers() {
             self.poll_woken();
         }
+    }
+
+    /// Somebody drives the executor again.
+    pub fn resume(&self) {
+        let mut attention = locked(&self.handle.0.attention);
+        if let Some(left_at) = attention.left_at.take() {
+            attention.unattended += self.handle.now().since(left_at);
+        }
+    }
+
+    /// Nobody drives the executor until further notice.
+    pub fn leave(&self) {
+        locked(&self.handle.0.attention).left_at = Some(self.handle.now());
     }
 
     /// What the stalled tasks wait for.
