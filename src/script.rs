@@ -10,9 +10,9 @@ use crate::error::Error;
 
 /// The release script, letter for letter redlock-py's, so that both share one entry in the servers' script caches.
 ///
-/// KEYS[1]  the resource
-/// ARGV[1]  the key the caller believes to hold
-/// Returns 1 if it was deleted, 0 if it was not there or not ours.
+/// - `KEYS[1]`: the resource
+/// - `ARGV[1]`: the key the caller believes to hold
+/// - returns 1 if it was deleted, 0 if it was not there or not ours
 pub const UNLOCK: &str = r#"
     if redis.call("get",KEYS[1]) == ARGV[1] then
         return redis.call("del",KEYS[1])

@@ -82,5 +82,6 @@ class Engine:
         """Release on every master; waits for the healthy ones.
 
         Returns:
-            Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key), ``"no answer"`` or the text of its error.
+            Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key), ``"not asked"``
+            (known to be down), ``"no answer"`` or the text of its error.
         """

@@ -6,6 +6,7 @@ pub mod release;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::master::Master;
@@ -87,15 +88,22 @@ impl Session {
         Self { executor, masters: Arc::new(Masters { list, handle }) }
     }
 
-    /// Begin `operation`; it makes progress in [`Session::turn`]s. Its result appears in the returned channel.
+    /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.
+    pub fn spawn<F>(&self, operation: impl FnOnce(Arc<Masters>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.masters.handle.spawn(operation(Arc::clone(&self.masters)));
+    }
+
+    /// Begin `operation`; its result appears in the returned channel.
     pub fn start<T, F>(&self, operation: impl FnOnce(Arc<Masters>) -> F) -> oneshot::Receiver<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let operation = operation(Arc::clone(&self.masters));
-        self.masters.handle.spawn(async move { _ = done.send(operation.await) });
+        self.spawn(|masters| operation(masters).map(|value| _ = done.send(value)));
         result
     }
 

@@ -9,7 +9,10 @@ use redis::Value;
 use crate::engine::Masters;
 use crate::error::Error;
 use crate::master::Master;
+use crate::master::health::Standing;
 use crate::master::link::Link;
+use crate::planted::{self, Bug};
+use crate::quorum;
 use crate::script::{self, Claim, Release};
 
 /// What one master said to a release.
@@ -26,12 +29,20 @@ pub enum Treatment {
     Skip,
 }
 
-/// Release `claim` on every master; returns when those that did not keep silent before have answered.
+/// Release `claim` on every master; returns when those that are well have answered.
 ///
-/// Never fails: what a minority says, or does not say, is in the answers; who is not waited for is [`Error::NoAnswer`].
+/// A master that is down is asked when its turn has come, or if there is no quorum without it; one that is hung is told
+/// when it can be, but not waited for. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
-    release_where(masters, claim, |_, master| if master.is_hung() { Treatment::Tell } else { Treatment::Await }).await
+    let standings = masters.standings(quorum::majority(masters.len()));
+    let treatment = |index: usize, master: &Master| match standings[index] {
+        Standing::Good if !master.is_hung() => Treatment::Await,
+        Standing::Good => Treatment::Tell,
+        _ if master.is_linked() => Treatment::Tell,
+        _ => Treatment::Skip,
+    };
+    release_where(masters, claim, treatment).await
 }
 
 /// Release `claim`, treating each master as `treatment` says.
@@ -40,11 +51,15 @@ pub(super) async fn release_where(
     claim: &Arc<Claim>,
     treatment: impl Fn(usize, &Master) -> Treatment,
 ) -> Vec<Answer> {
-    let mut answers = vec![Err(Error::NoAnswer); masters.len()];
+    let mut answers = vec![Err(Error::NotSent); masters.len()];
     let mut asked = FuturesUnordered::new();
     for (index, master) in masters.iter().enumerate() {
         let ask = ask(Arc::clone(master), Arc::clone(claim));
-        match treatment(index, master) {
+        let treatment = treatment(index, master);
+        if treatment != Treatment::Skip {
+            answers[index] = Err(Error::NoAnswer);
+        }
+        match treatment {
             Treatment::Await => asked.push(ask.map(move |answer| (index, answer))),
             Treatment::Tell => masters.handle().spawn(ask.map(drop)),
             Treatment::Skip => {}
@@ -63,6 +78,9 @@ async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
 
 /// Release in the cheapest way the master has and allows.
 async fn compare_and_delete(link: Link, claim: Arc<Claim>) -> Result<Value, Error> {
+    if planted::is(Bug::UnlockWithoutCompare) {
+        return link.call(&redis::Cmd::del(&claim.resource), None).await;
+    }
     let mut way = link.release_by().for_script(&claim.script);
     loop {
         let reply = link.call(&way.command(&claim), None).await?;

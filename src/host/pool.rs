@@ -49,7 +49,7 @@ impl Pool {
     pub fn with_session<T>(&self, work: impl FnOnce(&mut Session) -> T) -> T {
         let home = self.current();
         let idle = locked(&home.idle).pop();
-        let mut session = idle.unwrap_or_else(|| Session::new(&home.masters, Arc::new(System)));
+        let mut session = idle.unwrap_or_else(|| home.new_session());
         session.resume();
         let result = work(&mut session);
         session.leave();
@@ -58,6 +58,12 @@ impl Pool {
             idle.push(session);
         }
         result
+    }
+
+    /// A session of the caller's own, which does not go back: for an event loop.
+    #[must_use]
+    pub fn new_session(&self) -> Session {
+        self.current().new_session()
     }
 
     /// What there is to log, in this process.
@@ -82,6 +88,10 @@ impl InProcess {
         let health = |endpoint: &Arc<Endpoint>| Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal)));
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         Self { pid: getpid(), journal, masters, idle: Mutex::default(), child: OnceLock::new() }
+    }
+
+    fn new_session(&self) -> Session {
+        Session::new(&self.masters, Arc::new(System))
     }
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on using them.

@@ -1,27 +1,26 @@
 //! `_redlock.Engine`: the operations, for blocking callers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::engine::Masters;
-use crate::engine::acquire::{Cancel, Held, Request, Vote, acquire};
+use crate::engine::acquire::{Cancel, acquire};
 use crate::engine::release::{Answer, release};
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
+use crate::python::arguments;
 use crate::python::endpoint::Endpoint;
+use crate::python::outcome::Outcome;
 use crate::python::waiting;
-use crate::script::{Claim, Grant, Release, UnlockScript};
+use crate::script::Claim;
 
 /// Sessions to N masters, and the operations over them.
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct Engine {
     pool: Pool,
     log: Py<PyAny>,
-    script: Arc<UnlockScript>,
 }
 
 #[pymethods]
@@ -33,7 +32,7 @@ impl Engine {
             return Err(PyValueError::new_err("endpoints: expected at least one"));
         }
         let endpoints = endpoints.iter().map(|endpoint| Arc::clone(&endpoint.0)).collect();
-        Ok(Self { pool: Pool::new(endpoints), log, script: Arc::default() })
+        Ok(Self { pool: Pool::new(endpoints), log })
     }
 
     #[pyo3(signature = (resource, ttl_ms, quorum, drift_ms, tries, retry_delay, unlock_script = None, key = None))]
@@ -50,20 +49,9 @@ impl Engine {
         unlock_script: Option<&str>,
         key: Option<&[u8]>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let request = Request {
-            resource: resource.to_vec(),
-            ttl_ms,
-            drift_ms,
-            quorum,
-            tries,
-            retry_delay: pause(retry_delay)?,
-            script: self.script(unlock_script),
-            key: key.map(<[u8]>::to_vec),
-        };
-        let ended = self.run(py, move |masters, cancel| async move { acquire(&masters, &request, cancel).await })?;
-        match ended {
-            Ended::Finished(Ok(held)) => granted(py, &held),
-            Ended::Finished(Err(votes)) => Ok(PyList::new(py, votes.iter().map(vote_text))?.into_any()),
+        let request = arguments::request(resource, ttl_ms, quorum, drift_ms, tries, retry_delay, unlock_script, key)?;
+        match self.run(py, move |masters, cancel| async move { acquire(&masters, &request, cancel).await })? {
+            Ended::Finished(outcome) => Outcome::Acquired(outcome).to_python(py),
             Ended::BrokenOff(outcome, reason) => {
                 if let Ok(held) = outcome {
                     self.give_back(py, held.claim)?;
@@ -80,10 +68,9 @@ impl Engine {
         resource: &[u8],
         key: &[u8],
         unlock_script: Option<&str>,
-    ) -> PyResult<Bound<'py, PyList>> {
-        let claim = Claim { resource: resource.to_vec(), key: key.to_vec(), script: self.script(unlock_script) };
-        let answers = self.give_back(py, Arc::new(claim))?;
-        PyList::new(py, answers.iter().map(answer_text))
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let claim = arguments::claim(resource, key, unlock_script);
+        Outcome::Released(self.give_back(py, claim)?).to_python(py)
     }
 }
 
@@ -106,10 +93,14 @@ impl Engine {
                 blocking::run(session, operation, |sources, timeout| waiting::through(&select, sources, timeout))
             }),
         };
-        for (level, message) in self.pool.journal().take() {
-            self.log.call1(py, (level as i32, message))?;
-        }
+        self.write_log(py)?;
         Ok(ended)
+    }
+
+    /// Log what was noticed of the masters since the last call.
+    fn write_log(&self, py: Python<'_>) -> PyResult<()> {
+        let mut events = self.pool.journal().take().into_iter();
+        events.try_for_each(|(level, message)| self.log.call1(py, (level as i32, message)).map(drop))
     }
 
     /// Release, to the end even when a signal handler raises meanwhile: then raise.
@@ -118,36 +109,5 @@ impl Engine {
             Ended::Finished(answers) => Ok(answers),
             Ended::BrokenOff(_, reason) => Err(reason),
         }
-    }
-
-    fn script(&self, text: Option<&str>) -> Arc<UnlockScript> {
-        text.map_or_else(|| Arc::clone(&self.script), |text| Arc::new(UnlockScript::new(text)))
-    }
-}
-
-fn pause(seconds: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|_| PyValueError::new_err(format!("retry_delay {seconds}: expected 0 seconds or more")))
-}
-
-fn granted<'py>(py: Python<'py>, held: &Held) -> PyResult<Bound<'py, PyAny>> {
-    let validity_ms = held.validity_ms.into_pyobject(py)?.into_any();
-    let key = PyBytes::new(py, &held.claim.key).into_any();
-    Ok(PyTuple::new(py, [validity_ms, key])?.into_any())
-}
-
-fn vote_text(vote: &Vote) -> String {
-    match vote {
-        Ok(Grant::Granted) => "granted".to_owned(),
-        Ok(Grant::Refused) => "refused".to_owned(),
-        Err(error) => error.to_string(),
-    }
-}
-
-fn answer_text(answer: &Answer) -> String {
-    match answer {
-        Ok(Release::Released) => "released".to_owned(),
-        Ok(Release::Absent) => "absent".to_owned(),
-        Err(error) => error.to_string(),
     }
 }

@@ -1,7 +1,9 @@
 //! The binding: arguments in, results out, the interpreter detached while the host waits.
 
+mod arguments;
 mod endpoint;
 mod engine;
+mod outcome;
 mod waiting;
 
 use pyo3::prelude::*;
