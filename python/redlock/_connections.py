@@ -1,0 +1,272 @@
+"""From the items of a connection list to redis-py clients, and from those to the engine's endpoints.
+
+redis-py itself reads the URLs and dicts, so that its options, its checks and its test doubles are the caller's.
+Whatever it made is read back into an :class:`~redlock._redlock.Endpoint`, if the engine can honour all of its settings.
+
+This module imports redis-py. It is imported when the first manager is made, so that ``import redlock`` stays cheap.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import unquote
+
+import redis
+import redis.connection
+
+from redlock._redlock import Endpoint, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from redlock._types import Item, SupportsSetEval
+
+logger = logging.getLogger("redlock")
+
+# What a redis-py connection can be told and an endpoint carries.
+_HONOURED = frozenset({
+    "host", "port", "path", "db", "username", "password", "client_name", "protocol",
+    "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
+    "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_check_hostname",
+    "ssl_min_version",
+})  # fmt: skip
+# What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server.
+_REDIS_PYS_OWN = frozenset({
+    "retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "socket_read_size", "parser_class",
+    "decode_responses", "legacy_responses", "lib_name", "lib_version", "driver_info", "event_dispatcher",
+    "maint_notifications_config", "maint_notifications_pool_handler", "maintenance_state",
+    "maintenance_notification_hash", "oss_cluster_maint_notifications_handler", "orig_host_address",
+    "orig_socket_timeout", "orig_socket_connect_timeout", "himport_registry",
+})  # fmt: skip
+# What the engine does one way only.
+_ONLY_AS = {"encoding": ("utf-8", "utf8", "UTF-8"), "encoding_errors": ("strict",)}
+
+_CONNECTIONS = (
+    redis.connection.Connection,
+    redis.connection.SSLConnection,
+    redis.connection.UnixDomainSocketConnection,
+)
+_CERT_REQS = {ssl.CERT_NONE: "none", ssl.CERT_OPTIONAL: "optional", ssl.CERT_REQUIRED: "required"}
+_TLS_VERSIONS = {ssl.TLSVersion.TLSv1_2: "1.2", ssl.TLSVersion.TLSv1_3: "1.3"}
+
+S = TypeVar("S")
+T = TypeVar("T")
+Connection: TypeAlias = Any  # redis-py's attributes differ from version to version
+
+
+class NotNativeError(Exception):
+    """The engine cannot honour a setting."""
+
+
+def connect(items: Iterable[Item]) -> list[SupportsSetEval]:
+    """One client per item; none of them connects.
+
+    Args:
+        items: URLs (str or bytes), mappings of ``redis.StrictRedis`` arguments, or clients, which stay the same
+            objects.
+
+    Raises:
+        Warning: an item cannot be used. The text is redis-py's where redis-py refused, less any password.
+        TypeError: ``items`` is not iterable.
+    """
+    return [_or_warning(_client, item, _secrets(item)) for item in items]
+
+
+def _or_warning(make: Callable[[S], T], source: S, secrets: set[str]) -> T:
+    """``make(source)``, and every failure a Warning, as in redlock-py, but without secrets in its text."""
+    try:
+        return make(source)
+    except NotNativeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - redlock-py's contract
+        text = _scrubbed(str(error), secrets)
+    # Raised out here, so that the error, which may quote a password, is not even the Warning's context.
+    raise Warning(text)
+
+
+def _secrets(item: object) -> set[str]:
+    """What of an item no text may quote: a URL's login, of which urllib quotes pieces, and passwords."""
+    if isinstance(item, bytes):
+        item = item.decode(errors="replace")
+    if isinstance(item, str):
+        login = item.partition("://")[2].rpartition("@")[0]
+        pieces = re.split(r"[:/?#@\[\]]", login)
+        return {piece for text in pieces for piece in (text, unquote(text)) if piece}
+    if isinstance(item, Mapping):
+        return {str(value) for name, value in item.items() if value and "password" in str(name)}
+    return set()
+
+
+def _scrubbed(text: str, secrets: set[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return text
+
+
+def _client(item: Item) -> SupportsSetEval:
+    if isinstance(item, bytes):
+        item = item.decode()
+    if isinstance(item, str):
+        return redis.StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+    if isinstance(item, Mapping):
+        return redis.StrictRedis(**item)
+    kind = type(item)
+    if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):
+        message = f"Redlock cannot use {kind.__module__}.{kind.__qualname__}: asyncio clients are for AsyncRedlock"
+        raise TypeError(message)
+    if not (callable(getattr(item, "set", None)) and callable(getattr(item, "eval", None))):
+        message = f"a master is a URL, a dict or a client with set and eval, not {kind.__qualname__}"
+        raise TypeError(message)
+    return item
+
+
+class Masters:
+    """The servers of a manager and the engine over them, for as long as the servers stay the same.
+
+    Attributes:
+        servers: what this was made of.
+        engine: ``None`` unless it can honour every server in full.
+        names: what logs call the servers.
+        failing: places of those that last answered with an error, where their own methods are called.
+
+    Raises:
+        Warning: settings that no server can be reached with.
+    """
+
+    def __init__(self, servers: Collection[SupportsSetEval]) -> None:
+        self.servers = copy.copy(servers)
+        found = [endpoint(server) for server in self.servers]
+        known = [each for each in found if each]
+        self.engine = Engine(known, logger.log) if known and len(known) == len(found) else None
+        self.names = [each.address if each else name(server) for each, server in zip(found, self.servers, strict=True)]
+        self.failing: set[int] = set()
+        self._known = [each.address for each in known]
+        # The live ones. `set` and `eval` are inherited: they stand in these only when somebody patched them in.
+        self._namespaces = [vars(each) for each in (redis.client.Redis, *self.servers)] if self.engine else []
+
+    def is_patched(self) -> bool:
+        """Whether somebody put another ``set`` or ``eval`` in the place of redis-py's: that is to be called then."""
+        for names in self._namespaces:  # noqa: SIM110 - each call passes here, and a generator costs more
+            if "set" in names or "eval" in names:
+                return True
+        return False
+
+    def check_distinct(self) -> None:
+        """Refuse one database named twice: it would have two votes. Several databases of one server are logged.
+
+        Raises:
+            Warning: two servers have the same address and database.
+        """
+        twice = sorted({address for address in self._known if self._known.count(address) > 1})
+        if twice:
+            message = f"listed twice: {', '.join(twice)}; each master has one vote"
+            raise Warning(message)
+        hosts = [address.rpartition("/")[0] for address in self._known]
+        for host in sorted({host for host in hosts if hosts.count(host) > 1}):
+            logger.warning("%s is listed with several databases: those fail together", host)
+
+
+def endpoint(server: SupportsSetEval) -> Endpoint | None:
+    """The settings of one redis-py client; ``None`` unless it is a plain one and the engine can honour every setting.
+
+    Raises:
+        Warning: settings that no server can be reached with.
+    """
+    pool = getattr(server, "connection_pool", None)
+    if type(server) is not redis.client.Redis or type(pool) is not redis.connection.ConnectionPool:
+        return None
+    if pool.connection_class not in _CONNECTIONS:
+        return None
+    secrets = _secrets(pool.connection_kwargs)
+    # A connection as the pool would make it knows the defaults of its version of redis-py; it is never connected.
+    connection = _or_warning(lambda made_by: made_by.connection_class(**made_by.connection_kwargs), pool, secrets)
+    if not all(_is_honoured(*setting) for setting in pool.connection_kwargs.items()):
+        return None
+    try:
+        return _or_warning(_read, connection, secrets)
+    except NotNativeError:
+        return None
+
+
+def _is_honoured(name: str, value: object) -> bool:
+    if name in _ONLY_AS:
+        return value in _ONLY_AS[name]
+    return name in _HONOURED or name in _REDIS_PYS_OWN or not value
+
+
+def _read(connection: Connection) -> Endpoint:
+    username, password = _text(connection.username), _text(connection.password)
+    return Endpoint(
+        **_place(connection),
+        db=int(connection.db or 0),
+        username=username,
+        password=password or ("" if username else None),  # redis-py logs in with an empty password then
+        client_name=_text(connection.client_name),
+        protocol=connection.protocol,
+        socket_timeout=connection.socket_timeout,
+        socket_connect_timeout=connection.socket_connect_timeout,
+        tls=_tls(connection) if isinstance(connection, redis.connection.SSLConnection) else None,
+    )
+
+
+def _text(value: object) -> str | None:
+    """A login's parts as redis-py sends them: numbers come out of configuration files, bytes out of secret stores."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = repr(value)
+    if not isinstance(value, (str, type(None))):
+        raise NotNativeError
+    return value or None
+
+
+def _place(connection: Connection) -> dict[str, Any]:
+    if isinstance(connection, redis.connection.UnixDomainSocketConnection):
+        return {"path": connection.path}
+    options = dict(connection.socket_keepalive_options) if connection.socket_keepalive else {}
+    if not all(isinstance(value, int) for value in options.values()):
+        raise NotNativeError
+    return {
+        "host": "localhost" if connection.host is None else connection.host,
+        "port": connection.port,
+        "socket_keepalive": bool(connection.socket_keepalive),
+        "socket_keepalive_options": options or None,
+    }
+
+
+def _tls(connection: Connection) -> dict[str, object]:
+    if not isinstance(connection.ca_data, (str, type(None))):  # DER
+        raise NotNativeError
+    files = {name: getattr(connection, name) for name in ("ca_certs", "ca_path", "certfile", "keyfile")}
+    settings = {
+        "cert_reqs": _CERT_REQS[connection.cert_reqs],
+        "check_hostname": bool(connection.check_hostname),
+        "ca_data": connection.ca_data,
+        "min_version": _min_version(getattr(connection, "ssl_min_version", None)),  # redis-py 5.0 has none
+        **{name: os.fspath(path) for name, path in files.items() if path is not None},
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _min_version(version: int | None) -> str | None:
+    if version is None:
+        return None
+    try:
+        return _TLS_VERSIONS[ssl.TLSVersion(version)]
+    except (KeyError, ValueError):
+        raise NotNativeError from None
+
+
+def name(server: SupportsSetEval) -> str:
+    """What logs call a server: where it is, if it says so, and nothing else of it."""
+    settings = getattr(getattr(server, "connection_pool", None), "connection_kwargs", None)
+    if not isinstance(settings, Mapping):
+        return type(server).__qualname__
+    place = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    return f"{place}/{settings.get('db') or 0}"
