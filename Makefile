@@ -1,0 +1,101 @@
+# Needs Python >= 3.10, Rust and make. Everything else comes from PyPI and crates.io into .venv, .venvs and target.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The interpreter of .venv, when it is first made: the newest that works.
+PYTHON ?= $(shell .ci/pythons | tail -n 1)
+
+# maturin asks these which environment it builds for.
+export VIRTUAL_ENV := $(CURDIR)/.venv
+unexport CONDA_PREFIX PYTHONPATH PYTHONHOME
+
+BIN := .venv/bin
+RUST := $(shell find src -name '*.rs') $(wildcard Cargo.toml Cargo.lock)
+FACE := $(shell find python -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
+WHEEL := target/wheels/.built
+RAW_PROBE := target/raw_probe
+
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- what a person runs ----
+
+demo: .venv/.engine ## five real servers, two of them broken on purpose, for twenty seconds
+	@$(BIN)/redlock demo
+
+dev: .venv/.engine ## .venv with the engine built into it; Python changes need no rebuild
+
+test: lint test-rust test-python test-matrix ## everything that must hold before a change is merged
+
+lint: lint-rust lint-python ## formatting, lints and types
+
+fmt: .venv/.tools ## format all sources
+	cargo fmt
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix-only --exit-zero --quiet
+
+bench: .venv/.engine .venvs/redlock-py/.installed $(RAW_PROBE) ## redlock-py, raw sockets and this, side by side
+	@$(BIN)/python benches/versus.py --probe $(RAW_PROBE) --redlock-py .venvs/redlock-py/bin/python
+
+docs: ## the engine's reference, into target/doc
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+clean: ## remove all that these targets made
+	rm -rf .venv .venvs target python/redlock/*.so
+
+# ---- what `test` is made of ----
+
+lint-rust:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+
+lint-python: .venv/.engine
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest redlock._redlock --mypy-config-file pyproject.toml
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes redlock --ignoreexternal # looks for redlock by the first `python`
+
+test-rust: # the core alone, without Python
+	cargo test --locked --quiet
+
+test-python: .venv/.engine .venvs/redlock-py/.installed
+	$(BIN)/python -m pytest
+
+test-matrix: .venv/.engine .venvs/redlock-py/.installed $(WHEEL) # other interpreters
+	.ci/matrix
+
+# ---- environments and builds; the stamps make a second run quick ----
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.tools: requirements-dev.txt tests/requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -r tests/requirements.txt
+	touch $@
+
+.venv/.engine: $(RUST) pyproject.toml .venv/.tools
+	$(BIN)/maturin develop --release --locked --quiet
+	touch $@
+
+$(WHEEL): .venv/.engine $(FACE) README.md LICENSE
+	rm -rf $(@D)
+	$(BIN)/maturin build --release --locked --quiet --out $(@D)
+	touch $@
+
+# redlock-py as people run it today, for the differential tests and the benchmark, on the same interpreter as .venv.
+.venvs/redlock-py/.installed: | .venv/bin/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet redlock-py==1.0.8 redis==8.1.0 hiredis==3.5.0
+	touch $@
+
+$(RAW_PROBE): examples/raw_probe.rs
+	mkdir -p $(@D)
+	rustc --edition 2024 -O -o $@ $<
