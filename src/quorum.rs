@@ -12,9 +12,9 @@ pub const fn majority(masters: usize) -> usize {
 
 /// How long a lock just taken is safe to use, in whole milliseconds; `None` when nothing is left of it.
 ///
-/// `validity = int(ttl − elapsed − drift)`, as redlock-py computes it. `elapsed` counts from before the first byte was sent:
-/// no master can have started its TTL earlier than that. `drift_ms` bounds how far apart the masters' clocks may run within one
-/// TTL, plus 2 ms for the precision of Redis expiry.
+/// `validity = int(ttl − elapsed − drift)`, as redlock-py computes it. `elapsed` counts from before the first byte was
+/// sent: no master can have started its TTL earlier than that. `drift_ms` bounds how far apart the masters' clocks may
+/// run within one TTL, plus 2 ms for the precision of Redis expiry.
 #[must_use]
 pub fn validity_ms(ttl_ms: u64, elapsed: Duration, drift_ms: u64) -> Option<u64> {
     let spent = elapsed.saturating_add(Duration::from_millis(drift_ms));
@@ -138,7 +138,11 @@ mod tests {
         }
 
         #[test]
-        fn validity_never_reaches_past_the_ttl(ttl in any::<u64>(), elapsed in any::<Duration>(), drift in any::<u64>()) {
+        fn validity_never_reaches_past_the_ttl(
+            ttl in any::<u64>(),
+            elapsed in any::<Duration>(),
+            drift in any::<u64>(),
+        ) {
             if let Some(validity) = validity_ms(ttl, elapsed, drift) {
                 prop_assert!(validity > 0);
                 let total = u128::from(validity) + u128::from(drift) + elapsed.as_millis();
@@ -147,7 +151,12 @@ mod tests {
         }
 
         #[test]
-        fn a_later_reply_never_lengthens_validity(ttl in 1u64..1 << 40, a in any::<Duration>(), b in any::<Duration>(), drift in 0u64..1 << 40) {
+        fn a_later_reply_never_lengthens_validity(
+            ttl in 1u64..1 << 40,
+            a in any::<Duration>(),
+            b in any::<Duration>(),
+            drift in 0u64..1 << 40,
+        ) {
             let (early, late) = (a.min(b), a.max(b));
             prop_assert!(validity_ms(ttl, late, drift) <= validity_ms(ttl, early, drift));
         }
@@ -164,7 +173,11 @@ mod tests {
                 }
                 let granted = votes[..=seen].iter().filter(|&&vote| vote).count();
                 let open = votes.len() - seen - 1;
-                let expected = if granted >= quorum { Verdict::Granted } else if granted + open < quorum { Verdict::Denied } else { Verdict::Open };
+                let expected = match granted {
+                    _ if granted >= quorum => Verdict::Granted,
+                    _ if granted + open < quorum => Verdict::Denied,
+                    _ => Verdict::Open,
+                };
                 prop_assert_eq!(tally.verdict(), expected);
                 prop_assert!(decided == Verdict::Open || decided == expected);
                 decided = expected;

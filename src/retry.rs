@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-/// The pauses between the tries of one call: one fewer than there are tries, each random between half the delay and the delay.
+/// The pauses between the tries of one call: one fewer than there are tries, each random between half the delay and the
+/// delay.
 ///
 /// redlock-py pauses for the whole delay each time, and once more after the last try; equal pauses keep contenders in
-/// lock-step, so that they split the votes again and again ("Retry on failure" in the Redis documentation asks for a random delay).
+/// lock-step, so that they split the votes again and again ("Retry on failure" in the Redis documentation asks for a
+/// random delay).
 #[derive(Debug)]
 pub struct Pauses<R> {
     left: u64,

@@ -8,8 +8,8 @@ pub type Key = [u8; KEY_LEN];
 
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Draw a key from `fill`, which must be the operating system's generator: a seedable one gives two workers that both call
-/// `random.seed(42)` the same keys, as redlock-py's does.
+/// Draw a key from `fill`, which must be the operating system's generator: a seedable one gives two workers that both
+/// call `random.seed(42)` the same keys, as redlock-py's does.
 pub fn key(mut fill: impl FnMut(&mut [u8])) -> Key {
     let mut key = [0; KEY_LEN];
     let mut filled = 0;

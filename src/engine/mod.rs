@@ -43,8 +43,8 @@ impl Masters {
         token::key(|bytes| self.handle.effects().fill_random(bytes))
     }
 
-    /// How far to go for each master in a round that needs `quorum` of them. One that is down costs no time to ask, so it is asked whenever the quorum
-    /// cannot do without; one that is hung only when its turn has come.
+    /// How far to go for each master in a round that needs `quorum` of them. One that is down costs no time to ask, so
+    /// it is asked whenever the quorum cannot do without; one that is hung only when its turn has come.
     fn standings(&self, quorum: usize) -> Vec<Standing> {
         let mut standings: Vec<Standing> = self.iter().map(|master| master.standing()).collect();
         if standings.iter().filter(|&&standing| standing == Standing::Good).count() < quorum {
@@ -68,7 +68,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Connections to N masters, and the operations in progress on them. Belongs to one caller, or one event loop, at a time.
+/// Connections to N masters, and the operations in progress on them. Belongs to one caller, or one event loop, at a
+/// time.
 #[derive(Debug)]
 pub struct Session {
     executor: Executor,

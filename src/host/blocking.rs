@@ -28,8 +28,8 @@ pub enum Ended<T, E> {
 
 /// Run `operation` to its end.
 ///
-/// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it fails the operation is cancelled,
-/// and ends as soon as it has cleaned up.
+/// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it
+/// fails the operation is cancelled, and ends as soon as it has cleaned up.
 pub fn run<T, E, F>(
     session: &mut Session,
     operation: impl FnOnce(Arc<Masters>, Cancel) -> F,
@@ -59,7 +59,8 @@ where
     }
 }
 
-/// What came in since the last operation comes first: answers to old commands, and connections that servers have closed.
+/// What came in since the last operation comes first: answers to old commands, and connections that servers have
+/// closed.
 fn catch_up(session: &mut Session) {
     // If it fails, the first wait will say so.
     _ = poll(&session.wait().sources, Duration::ZERO);
@@ -73,17 +74,17 @@ fn wait_once<E>(session: &Session, wait: &mut impl FnMut(&[Arc<Source>], Duratio
     wait(&all.sources, timeout)
 }
 
-/// Wait by `poll(2)`. A signal ends the wait with [`Errno::INTR`].
-pub fn poll(sources: &[Arc<Source>], timeout: Duration) -> Result<(), Errno> {
+/// Wait by `poll(2)`; whether a source became ready. A signal ends the wait with [`Errno::INTR`].
+pub fn poll(sources: &[Arc<Source>], timeout: Duration) -> Result<bool, Errno> {
     let mut fds: Vec<PollFd<'_>> = sources.iter().map(|source| PollFd::new(&**source, interest(source))).collect();
     let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    rustix::event::poll(&mut fds, Some(&timeout))?;
+    let ready = rustix::event::poll(&mut fds, Some(&timeout))? > 0;
     let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
     for (source, fd) in sources.iter().zip(&fds) {
         let events = fd.revents();
         source.ready(events.intersects(PollFlags::IN | broken), events.intersects(PollFlags::OUT | broken));
     }
-    Ok(())
+    Ok(ready)
 }
 
 fn interest(source: &Source) -> PollFlags {

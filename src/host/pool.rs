@@ -20,8 +20,8 @@ pub struct Pool {
     first: Arc<InProcess>,
 }
 
-/// The sessions of one process. A forked child must not touch those of its parent: it takes the next link of this chain, so that no lock that
-/// another thread held at the fork is ever waited for.
+/// The sessions of one process. A forked child must not touch those of its parent: it takes the next link of this
+/// chain, so that no lock that another thread held at the fork is ever waited for.
 #[derive(Debug)]
 struct InProcess {
     pid: Pid,
@@ -94,7 +94,8 @@ impl InProcess {
         Session::new(&self.masters, Arc::new(System))
     }
 
-    /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on using them.
+    /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on
+    /// using them.
     fn inherit(&self, endpoints: &[Arc<Endpoint>]) -> Self {
         if let Ok(mut idle) = self.idle.try_lock() {
             idle.clear();

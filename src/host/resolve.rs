@@ -11,8 +11,9 @@ use crate::runtime::{Handle, Socket, Source, locked};
 
 type Found = Arc<Mutex<io::Result<Vec<SocketAddr>>>>;
 
-/// The addresses of `host`. `getaddrinfo` has no deadline and no descriptor to wait for, so it runs in a thread of its own that ends with it; the caller
-/// waits for a socket pair, as for any other descriptor, and may stop waiting. IP addresses start no thread.
+/// The addresses of `host`. `getaddrinfo` has no deadline and no descriptor to wait for, so it runs in a thread of its
+/// own that ends with it; the caller waits for a socket pair, as for any other descriptor, and may stop waiting. IP
+/// addresses start no thread.
 pub(super) async fn resolve(host: String, port: u16, handle: &Handle) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);

@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes a server may send per command; the longest we ask for is `INFO server`.
 const PER_WRITE: u64 = 64 * 1024;
 
-/// Counts what is read against what was written, so that no reply can fill the memory: a lock manager's replies are short.
+/// Counts what is read against what was written, so that no reply can fill the memory: a lock manager's replies are
+/// short.
 #[derive(Debug)]
 pub(super) struct Bounded<S> {
     inner: S,

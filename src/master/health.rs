@@ -95,7 +95,8 @@ impl Health {
         Self { name, journal, record: Mutex::default() }
     }
 
-    /// How to treat it in a round that starts now. Whoever is told to try a suspect master again is the only one for a while.
+    /// How to treat it in a round that starts now. Whoever is told to try a suspect master again is the only one for a
+    /// while.
     pub fn standing(&self, now: Instant, random: &mut impl Rng) -> Standing {
         let mut record = locked(&self.record);
         if record.failures == 0 {
@@ -155,7 +156,8 @@ impl Health {
         locked(&self.record).identified
     }
 
-    /// Remember the server's `run_id` (`None` where it may not be asked), and say so if another master is the same server.
+    /// Remember the server's `run_id` (`None` where it may not be asked), and say so if another master is the same
+    /// server.
     pub fn identify(&self, run_id: Option<String>) {
         locked(&self.record).identified = true;
         if let Some(run_id) = run_id {

@@ -19,8 +19,8 @@ pub(super) struct Endpoint(pub(super) Arc<endpoint::Endpoint>);
 #[pymethods]
 impl Endpoint {
     #[new]
-    #[pyo3(signature = (*, host = "localhost", port = 6379, path = None, db = 0, username = None, password = None, client_name = None,
-        protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
+    #[pyo3(signature = (*, host = "localhost", port = 6379, path = None, db = 0, username = None, password = None,
+        client_name = None, protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
         socket_keepalive_options = None, tls = None))]
     #[expect(clippy::too_many_arguments, reason = "redis-py's own keyword arguments")]
     fn new(

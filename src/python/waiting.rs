@@ -12,14 +12,31 @@ use rustix::io::Errno;
 use crate::host::blocking;
 use crate::runtime::Source;
 
-/// Wait with the interpreter detached. A signal interrupts the wait, and its handlers run at once: nothing polls for them.
+/// Answers take less than this; what takes longer is worth a look at the signals.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Wait with the interpreter detached. A signal interrupts the wait, and its handlers run at once.
+///
+/// One that came just before the wait interrupts nothing, so a wait that turns out to be long looks once more.
 pub(super) fn detached(sources: &[Arc<Source>], timeout: Duration) -> PyResult<()> {
-    match blocking::poll(sources, timeout) {
-        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is not general enough")]
-        Err(Errno::INTR) => Python::attach(|py| py.check_signals()),
-        Err(error) => Err(std::io::Error::from(error).into()),
-        Ok(()) => Ok(()),
+    let glance = timeout.min(GLANCE);
+    if !interruptible(sources, glance)? && timeout > glance {
+        check_signals()?;
+        interruptible(sources, timeout.saturating_sub(glance))?;
     }
+    Ok(())
+}
+
+fn interruptible(sources: &[Arc<Source>], timeout: Duration) -> PyResult<bool> {
+    match blocking::poll(sources, timeout) {
+        Err(Errno::INTR) => check_signals().map(|()| true),
+        other => other.map_err(|error| std::io::Error::from(error).into()),
+    }
+}
+
+#[expect(clippy::redundant_closure_for_method_calls, reason = "the method is not general enough")]
+fn check_signals() -> PyResult<()> {
+    Python::attach(|py| py.check_signals())
 }
 
 /// `select.select`, if it is not the interpreter's own: then other greenlets are to run while this one waits.
@@ -30,12 +47,14 @@ pub(super) fn patched_select(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>
     Ok((!select.is_instance_of::<PyCFunction>()).then_some(select))
 }
 
-/// Wait through `select`, attached: greenlets share one thread, and would entangle what the binding keeps for each attached thread.
+/// Wait through `select`, attached: greenlets share one thread, and would entangle what the binding keeps for each
+/// attached thread.
 pub(super) fn through(select: &Bound<'_, PyAny>, sources: &[Arc<Source>], timeout: Duration) -> PyResult<()> {
     let number = |source: &Arc<Source>| source.as_fd().as_raw_fd();
     let reading: Vec<RawFd> = sources.iter().filter(|source| source.wants_read()).map(number).collect();
     let writing: Vec<RawFd> = sources.iter().filter(|source| source.wants_write()).map(number).collect();
     select.call1((reading, writing, Vec::<RawFd>::new(), timeout.as_secs_f64()))?;
     // What is ready is looked up here, for hang-ups count as readiness, and the three lists do not tell them.
-    blocking::poll(sources, Duration::ZERO).map_err(|error| std::io::Error::from(error).into())
+    blocking::poll(sources, Duration::ZERO).map_err(std::io::Error::from)?;
+    Ok(())
 }

@@ -94,7 +94,8 @@ impl Handle {
 
     /// How long in all nobody has driven the executor, up to the last time somebody came back to it.
     ///
-    /// What takes several exchanges, such as a handshake, cannot go on in that time: it must not count against the other side.
+    /// What takes several exchanges, such as a handshake, cannot go on in that time: it must not count against the
+    /// other side.
     #[must_use]
     pub fn unattended(&self) -> Duration {
         locked(&self.0.attention).unattended
@@ -117,8 +118,8 @@ impl std::fmt::Debug for Handle {
     }
 }
 
-/// A wait for an instant. Ready only once the executor has fired it, and the executor first hands out what has arrived on
-/// the sockets: a reply that is there always beats the deadline, however late the process comes to look.
+/// A wait for an instant. Ready only once the executor has fired it, and the executor first hands out what has arrived
+/// on the sockets: a reply that is there always beats the deadline, however late the process comes to look.
 #[derive(Debug)]
 pub struct Sleep {
     handle: Handle,
@@ -207,7 +208,8 @@ impl Executor {
         &self.handle
     }
 
-    /// Poll every woken task until all are stalled; first those with news from the sockets, then those whose time has come.
+    /// Poll every woken task until all are stalled; first those with news from the sockets, then those whose time has
+    /// come.
     pub fn run_until_stalled(&mut self) {
         self.poll_woken();
         while self.fire_timers() {

@@ -1,7 +1,7 @@
 //! What lies under the engine instead of an async runtime: tasks, timers and descriptors that somebody else waits for.
 //!
-//! Nothing here blocks. A host runs the [`Executor`] until it stalls, asks it for its [`Wait`], waits, tells each [`Source`] what it is ready for, and runs
-//! it again.
+//! Nothing here blocks. A host runs the [`Executor`] until it stalls, asks it for its [`Wait`], waits, tells each
+//! [`Source`] what it is ready for, and runs it again.
 
 mod effects;
 mod executor;
