@@ -145,11 +145,8 @@ def _unlock(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    try:
-        from redlock import demo  # noqa: PLC0415 - what it needs is not always installed
-    except ModuleNotFoundError as error:
-        _say(options, f"error: {error.name} is missing: pip install 'redlock-rs[demo]'")
-        return USAGE
+    from redlock import demo  # noqa: PLC0415 - nobody else needs it
+
     return demo.main(options.others)
 
 

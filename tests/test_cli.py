@@ -1,0 +1,230 @@
+"""The command `redlock`, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import redlock
+from redlock.cli import main
+from support.locks import PROMPT, held, nothing_left
+from support.scripted import NIL
+from support.servers import wait_until
+
+TTL = "20000"
+
+
+def command(*words, env=None):
+    """The process, started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "redlock", *words],
+        env={**{name: value for name, value in os.environ.items() if name != "REDLOCK_URLS"}, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def redlock_(*words, env=None):
+    """The command, done: exit code, standard output, standard error."""
+    with command(*words, env=env) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def urls(servers):
+    """The options that name these masters."""
+    return [word for server in servers for word in ("--redis", server.url)]
+
+
+def test_lock_prints_the_key_and_unlock_takes_it(masters):
+    servers = masters(3)
+    code, out, err = redlock_(*urls(servers), "lock", "r", TTL)
+    assert (code, err) == (0, "ok\n")
+    assert re.fullmatch(r"[A-Za-z0-9]{22}\n", out)
+    key = out.strip()
+    assert held(servers).count(key.encode()) >= 2
+    assert redlock_(*urls(servers), "unlock", "r", key) == (0, "", "ok\n")
+    nothing_left(servers)
+
+
+def test_quiet_says_nothing_but_the_key(masters):
+    servers = masters(3)
+    code, out, err = redlock_(*urls(servers), "--quiet", "lock", "r", TTL)
+    assert (code, len(out), err) == (0, 23, "")
+    assert redlock_(*urls(servers), "--quiet", "lock", "r", TTL, "--retry-count=0") == (1, "", "")
+    assert redlock_(*urls(servers), "--quiet", "unlock", "r", "wrong") == (1, "", "")
+    servers[0].kill()
+    servers[1].kill()
+    assert redlock_(*urls(servers), "--quiet", "lock", "r", TTL, "--retry-count=0") == (3, "", "")
+    assert redlock_(*urls(servers), "--quiet", "unlock", "r", out.strip()) == (3, "", "")
+    assert redlock_("--quiet", "--redis", "http://h", "lock", "r", TTL) == (2, "", "")
+
+
+def test_lock_held_by_another_is_1(masters):
+    servers = masters(3)
+    assert redlock_(*urls(servers), "lock", "r", TTL)[0] == 0
+    assert redlock_(*urls(servers), "lock", "r", TTL, "--retry-count=1", "--retry-delay=10") == (1, "", "failed\n")
+
+
+def test_a_ttl_that_leaves_no_validity_is_1(masters):
+    assert redlock_(*urls(masters(1)), "lock", "r", "0") == (1, "", "failed\n")
+
+
+@pytest.mark.parametrize("words", [["lock", "r", TTL, "--retry-count=0"], ["unlock", "r", "key"]])
+def test_an_outage_is_3_and_tells_each_master(masters, words):
+    servers = masters(3)
+    for server in servers[:2]:
+        server.kill()
+    code, out, err = redlock_(*urls(servers), *words)
+    assert (code, out) == (3, "")
+    lines = err.splitlines()
+    assert lines[0] == "error: no majority of the masters answered"
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == [f"127.0.0.1:{server.port}/0" for server in servers]
+    assert len(lines) == 4
+    nothing_left(servers[2:])
+
+
+def test_a_minority_down_is_no_failure(masters):
+    servers = masters(3)
+    servers[0].kill()
+    code, out, err = redlock_(*urls(servers), "lock", "r", TTL)
+    assert (code, err) == (0, "ok\n")
+    assert redlock_(*urls(servers), "unlock", "r", out.strip()) == (0, "", "ok\n")
+    nothing_left(servers[1:])
+
+
+@pytest.mark.parametrize("key", ["wrong", "b'wrong'"])
+def test_unlock_of_what_no_master_holds_is_1(masters, key):
+    servers = masters(3)
+    _, out, _ = redlock_(*urls(servers), "lock", "r", TTL)
+    assert redlock_(*urls(servers), "unlock", "r", key) == (1, "", "failed: no master held this lock with this key\n")
+    assert held(servers).count(out.strip().encode()) >= 2
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\n", ", \n"])
+def test_masters_from_the_environment(masters, separator):
+    servers = masters(3)
+    env = {"REDLOCK_URLS": separator.join(server.url for server in servers)}
+    code, out, _ = redlock_("lock", "r", TTL, env=env)
+    assert code == 0
+    assert held(servers).count(out.strip().encode()) >= 2
+    assert redlock_("unlock", "r", out.strip(), env=env)[0] == 0
+    nothing_left(servers)
+
+
+def test_redis_options_win_over_the_environment(masters):
+    servers = masters(2)
+    assert redlock_(*urls(servers[:1]), "lock", "r", TTL, env={"REDLOCK_URLS": servers[1].url})[0] == 0
+    assert [server.keys() for server in servers] == [{b"r"}, set()]
+
+
+@pytest.mark.parametrize("env", [{}, {"REDLOCK_URLS": ""}, {"REDLOCK_URLS": " , "}])
+def test_the_default_is_localhost(env):
+    # Whoever listens there may answer what it likes: asked for a ttl of 0, no master is spoken to.
+    assert redlock_("lock", "r", "0", env=env) == (1, "", "failed\n")
+
+
+@pytest.mark.parametrize("retries, tries", [("0", 1), ("2", 3)])
+def test_retries_come_after_the_first_try(scripted, retries, tries):
+    server = scripted(lambda command: NIL if command.name == "SET" else None)
+    words = ["lock", "r", TTL, f"--retry-count={retries}", "--retry-delay=1"]
+    assert redlock_("--redis", server.url, *words)[0] == 1
+    assert len(server.named("SET")) == tries
+
+
+def test_retry_count_of_minus_1_waits_for_ever(masters):
+    servers = masters(3)
+    _, out, _ = redlock_(*urls(servers), "lock", "r", TTL)
+    with command(*urls(servers), "lock", "r", TTL, "--retry-count=-1", "--retry-delay=10") as waiting:
+        time.sleep(1)
+        assert waiting.poll() is None
+        redlock_(*urls(servers), "unlock", "r", out.strip())
+        key, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, err) == (0, "ok\n")
+    assert held(servers).count(key.strip().encode()) >= 2
+
+
+def test_waiting_for_ever_outlasts_an_outage(masters):
+    (server,) = masters(1)
+    server.kill()
+    with command(*urls([server]), "lock", "r", TTL, "--retry-count", "-1", "--retry-delay=10") as waiting:
+        time.sleep(1)
+        assert waiting.poll() is None
+        server.start()
+        key, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, err) == (0, "ok\n")
+    assert held([server]) == [key.strip().encode()]
+
+
+def test_ctrl_c_while_waiting_is_130(scripted):
+    server = scripted(lambda command: NIL if command.name == "SET" else None)
+    with command("--redis", server.url, "lock", "r", TTL, "--retry-count=-1", "--retry-delay=60000") as waiting:
+        wait_until(lambda: server.named("SET"))
+        start = time.monotonic()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=60) == ("", "")
+    assert waiting.returncode == 130
+    assert time.monotonic() - start < PROMPT
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        ([], "COMMAND"),
+        (["steal"], "invalid choice: 'steal'"),
+        (["lock", "r"], "VALIDITY"),
+        (["lock", "r", "soon"], "invalid int value: 'soon'"),
+        (["lock", "r", "1", "extra"], "unrecognized arguments: extra"),
+        (["unlock", "r"], "KEY"),
+        (["unlock", "r", "key", "--force"], "unrecognized arguments: --force"),
+        (["--redis", "http://h", "lock", "r", "1000"], "error: Redis URL must specify one of the following schemes"),
+        (["--redis", "redis://h:port", "lock", "r", "1000"], "error: Port could not be cast to integer"),
+        (["--redis", "redis://h", "--redis", "redis://h", "lock", "r", "1000"], "listed twice"),
+        (["lock", "r", str(10**20)], "error: ttl must be at most"),
+        (["lock", "r", "1000", "--retry-delay=-5"], "error: retry_delay must be seconds from 0"),
+    ],
+)
+def test_usage_errors_are_2(words, text):
+    code, out, err = redlock_(*words)
+    assert (code, out) == (2, "")
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_version():
+    assert redlock_("--version") == (0, f"redlock-rs {redlock.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["lock", "--help"], ["unlock", "--help"]])
+def test_help(words):
+    code, out, err = redlock_(*words)
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: redlock ")
+
+
+def test_help_tells_the_exit_codes_and_the_environment():
+    _, out, _ = redlock_("--help")
+    assert "3 if no majority of the masters answered" in out
+    assert "REDLOCK_URLS" in out
+
+
+def test_demo_reads_its_own_arguments():
+    code, out, _ = redlock_("demo", "--help")
+    assert code == 0
+    assert "redlock demo" in out
+
+
+def test_main_takes_arguments_and_always_exits(masters, capsys):
+    (server,) = masters(1)
+    with pytest.raises(SystemExit) as caught:
+        main(["--redis", server.url, "lock", "r", TTL])
+    assert caught.value.code == 0
+    assert held([server]) == [capsys.readouterr().out.strip().encode()]
