@@ -13,11 +13,18 @@
 //! The engine never blocks, never sleeps and never starts a thread: it says which descriptors and which instant it is
 //! waiting for ([`engine::Session`]), and a [`host`] does the waiting.
 
+#[cfg(all(feature = "planted-bugs", feature = "python"))]
+compile_error!("planted bugs are for the simulation, never for anything that is shipped");
+
 pub mod clock;
 pub mod engine;
 pub mod error;
 pub mod host;
 pub mod master;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
 #[cfg(feature = "python")]
 mod python;
 pub mod quorum;

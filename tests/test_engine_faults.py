@@ -363,8 +363,14 @@ def test_h9_a_release_does_not_overtake_its_set_on_another_threads_connection(ma
     lock = dlm.lock("r", TTL)
     assert lock
     for proxy in proxies[:2]:
-        proxy.delay = 0.2
-    other = threading.Thread(target=lambda: dlm.unlock(dlm.lock("other", TTL)))
+        proxy.delay = 0.05
+
+    def lock_another() -> None:
+        another = dlm.lock("other", TTL)
+        assert another
+        dlm.unlock(another)
+
+    other = threading.Thread(target=lock_another)
     other.start()
     wait_until(lambda: servers[0].get("other"))
     for proxy in proxies:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from math import inf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def drift_ms(ttl: int, factor: float) -> int:
     Raises:
         ValueError: the factor is negative or not finite: a lock would outlive its key.
     """
-    if not 0 <= factor < math.inf:
+    if not 0 <= factor < inf:
         message = f"clock_drift_factor must be a fraction of the ttl, not {factor!r}"
         raise ValueError(message)
     return int(ttl * factor) + 2

@@ -19,7 +19,9 @@ from urllib.parse import unquote
 
 import redis
 import redis.connection
+import redis.sentinel
 
+from redlock import _sentinel
 from redlock._redlock import Endpoint, Engine
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ _CONNECTIONS = (
     redis.connection.Connection,
     redis.connection.SSLConnection,
     redis.connection.UnixDomainSocketConnection,
+    redis.sentinel.SentinelManagedConnection,
+    redis.sentinel.SentinelManagedSSLConnection,
 )
 _CERT_REQS = {ssl.CERT_NONE: "none", ssl.CERT_OPTIONAL: "optional", ssl.CERT_REQUIRED: "required"}
 _TLS_VERSIONS = {ssl.TLSVersion.TLSv1_2: "1.2", ssl.TLSVersion.TLSv1_3: "1.3"}
@@ -113,6 +117,8 @@ def _client(item: Item) -> SupportsSetEval:
     if isinstance(item, bytes):
         item = item.decode()
     if isinstance(item, str):
+        if _sentinel.is_url(item):
+            return _sentinel.client(item)
         return redis.StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
     if isinstance(item, Mapping):
         return redis.StrictRedis(**item)
@@ -178,15 +184,16 @@ def endpoint(server: SupportsSetEval) -> Endpoint | None:
     Raises:
         Warning: settings that no server can be reached with.
     """
-    pool = getattr(server, "connection_pool", None)
-    if type(server) is not redis.client.Redis or type(pool) is not redis.connection.ConnectionPool:
+    pool: Any = getattr(server, "connection_pool", None)
+    if type(server) is not redis.client.Redis or type(pool) not in (redis.connection.ConnectionPool, _sentinel.Pool):
         return None
     if pool.connection_class not in _CONNECTIONS:
         return None
     secrets = _secrets(pool.connection_kwargs)
     # A connection as the pool would make it knows the defaults of its version of redis-py; it is never connected.
     connection = _or_warning(lambda made_by: made_by.connection_class(**made_by.connection_kwargs), pool, secrets)
-    if not all(_is_honoured(*setting) for setting in pool.connection_kwargs.items()):
+    own = {"connection_pool"} if isinstance(pool, _sentinel.Pool) else set()
+    if not all(name in own or _is_honoured(name, value) for name, value in pool.connection_kwargs.items()):
         return None
     try:
         return _or_warning(_read, connection, secrets)
@@ -232,9 +239,11 @@ def _place(connection: Connection) -> dict[str, Any]:
     options = dict(connection.socket_keepalive_options) if connection.socket_keepalive else {}
     if not all(isinstance(value, int) for value in options.values()):
         raise NotNativeError
+    where = {"host": "localhost" if connection.host is None else connection.host, "port": connection.port}
+    if isinstance(connection, redis.sentinel.SentinelManagedConnection):
+        where = _sentinel.place(connection.connection_pool)
     return {
-        "host": "localhost" if connection.host is None else connection.host,
-        "port": connection.port,
+        **where,
         "socket_keepalive": bool(connection.socket_keepalive),
         "socket_keepalive_options": options or None,
     }
@@ -265,8 +274,11 @@ def _min_version(version: int | None) -> str | None:
 
 def name(server: SupportsSetEval) -> str:
     """What logs call a server: where it is, if it says so, and nothing else of it."""
-    settings = getattr(getattr(server, "connection_pool", None), "connection_kwargs", None)
+    pool = getattr(server, "connection_pool", None)
+    settings = getattr(pool, "connection_kwargs", None)
     if not isinstance(settings, Mapping):
         return type(server).__qualname__
+    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+        return f"sentinel({pool.service_name})/{settings.get('db') or 0}"
     place = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
     return f"{place}/{settings.get('db') or 0}"

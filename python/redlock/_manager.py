@@ -153,20 +153,21 @@ class Redlock:
             from redlock._connections import Masters  # noqa: PLC0415
 
             masters = self._masters = Masters(self.servers)
-        if self._overrides_lock_instance() or self._overrides_unlock_instance() or masters.is_patched():
+        kind, own = type(self), self.__dict__
+        if (
+            # As `_overrides` has it, written out: each call passes here.
+            kind.lock_instance is not _LOCK_INSTANCE
+            or kind.unlock_instance is not _UNLOCK_INSTANCE
+            or "lock_instance" in own
+            or "unlock_instance" in own
+            or masters.is_patched()
+        ):
             return None
         return masters.engine
 
-    # A method is the caller's if it is a subclass's, this instance's, or was patched into this class.
-
-    def _overrides_lock_instance(self) -> bool:
-        return type(self).lock_instance is not _LOCK_INSTANCE or "lock_instance" in self.__dict__
-
-    def _overrides_unlock_instance(self) -> bool:
-        return type(self).unlock_instance is not _UNLOCK_INSTANCE or "unlock_instance" in self.__dict__
-
-    def _overrides_get_unique_id(self) -> bool:
-        return type(self).get_unique_id is not _GET_UNIQUE_ID or "get_unique_id" in self.__dict__
+    def _overrides(self, hook: str) -> bool:
+        """Whether a method is the caller's: a subclass's, this instance's, or patched into this class."""
+        return getattr(type(self), hook) is not _HOOKS[hook] or hook in self.__dict__
 
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
@@ -185,7 +186,7 @@ class Redlock:
         name = encode("resource", resource)
         if tries < 1:
             return []
-        if self._overrides_get_unique_id():
+        if self._overrides("get_unique_id"):
             return self._acquire_keyed(engine, resource, (ttl, drift), (tries, delay))
         outcome = engine.lock(name, ttl, self.quorum, drift, tries, delay, self._script())
         return Lock(outcome[0], resource, outcome[1]) if isinstance(outcome, tuple) else outcome
@@ -233,4 +234,8 @@ class Redlock:
 
 _LOCK_INSTANCE = Redlock.lock_instance
 _UNLOCK_INSTANCE = Redlock.unlock_instance
-_GET_UNIQUE_ID = Redlock.get_unique_id
+_HOOKS = {
+    "lock_instance": _LOCK_INSTANCE,
+    "unlock_instance": _UNLOCK_INSTANCE,
+    "get_unique_id": Redlock.get_unique_id,
+}

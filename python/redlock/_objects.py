@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from redlock._arguments import check_type
 from redlock._connections import logger, name
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from redlock._manager import Redlock
     from redlock._types import Encodable, SupportsSetEval
+
+# What redis-py raises when a master fails; its cluster client has a family of its own.
+_FAILURES = (RedisError, RedisClusterException)
 
 # Redis's TTLs run on while a machine is suspended. Linux's monotonic clock stops then; that of macOS does not.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -57,7 +60,7 @@ def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace:
     Raises:
         BaseException: what a hook or a client raised, if no redis-py error; the masters are released first.
     """
-    if not manager._overrides_lock_instance():  # noqa: SLF001 - the caller's hook may take other resources
+    if not manager._overrides("lock_instance"):  # noqa: SLF001 - the caller's hook may take other resources
         check_type("resource", resource)
     said: list[str] = []
     for _ in attempts(*pace):
@@ -86,14 +89,14 @@ def _round(manager: Redlock, resource: Encodable, terms: tuple[int, int]) -> tup
 def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> str:
     try:
         granted = manager.lock_instance(server, resource, key, ttl)
-    except RedisError as error:
+    except _FAILURES as error:
         _note(manager, server, error)
         return _text(error)
     _note(manager, server, None)
     return "granted" if granted else "refused"
 
 
-def _note(manager: Redlock, server: SupportsSetEval, error: RedisError | None) -> None:
+def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
     """Log a server's change of state, not each of its errors: an outage would drown the log."""
     failing = manager._masters.failing if manager._masters else set()  # noqa: SLF001
     if error and id(server) not in failing:
@@ -118,7 +121,7 @@ def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
 
 def _log_unlock_error(resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
     # redis-py's errors say it all; where any other comes from is worth a traceback.
-    trace = None if isinstance(error, RedisError) else error
+    trace = None if isinstance(error, _FAILURES) else error
     logger.error("Error unlocking resource %s in server %s: %s", resource, name(server), _text(error), exc_info=trace)
 
 
@@ -132,7 +135,7 @@ def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
     Raises:
         MultipleRedlockException: ``unlock_instance`` is the caller's, and raised redis-py errors.
     """
-    if not manager._overrides_unlock_instance():  # noqa: SLF001 - the caller's hook may take other resources and keys
+    if not manager._overrides("unlock_instance"):  # noqa: SLF001 - the caller's hook may take other resources and keys
         check_type("resource", resource)
         check_type("key", key)
         return [release_one(manager, server, resource, key) for server in manager.servers]

@@ -6,18 +6,23 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
+__all__ = ["Endpoint", "Engine", "__version__"]
+
 __version__: str
 
 @final
 class Endpoint:
     """Where one Redis master is and how to log in to it; immutable, its repr never shows a secret.
 
-    A ``path`` (Unix domain socket) excludes ``host``/``port``. ``socket_timeout`` and ``socket_connect_timeout`` are
-    seconds; they can only shorten the round's own deadline. ``tls`` holds the settings below, as redis-py means its
-    ``ssl_*`` arguments; ``None`` is a plain connection.
+    A ``path`` (Unix domain socket) excludes ``host``/``port``. So does a ``service`` with its ``sentinels``, host and
+    port each: they are asked where its master is whenever a connection is made; ``tls`` is for them, too.
+
+    ``socket_timeout`` and ``socket_connect_timeout`` are seconds; they can only shorten the round's own deadline.
+    ``tls`` holds the settings below, as redis-py means its ``ssl_*`` arguments; ``None`` is a plain connection.
 
     ``tls`` keys: ``cert_reqs`` ("required", "optional" or "none"), ``check_hostname`` (bool), ``ca_certs`` (file),
-    ``ca_path`` (directory), ``ca_data`` (PEM str), ``certfile``, ``keyfile`` (files), ``min_version`` ("1.2" or "1.3"). All optional.
+    ``ca_path`` (directory), ``ca_data`` (PEM str), ``certfile``, ``keyfile`` (files), ``min_version`` ("1.2" or "1.3").
+    All are optional.
 
     Raises:
         ValueError: a value that cannot be used, named in the message (never a password).
@@ -39,19 +44,24 @@ class Endpoint:
         socket_keepalive: bool = False,
         socket_keepalive_options: Mapping[int, int] | None = None,
         tls: Mapping[str, object] | None = None,
+        service: str | None = None,
+        sentinels: Sequence[tuple[str, int]] | None = None,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
     ) -> Endpoint: ...
     @property
     def address(self) -> str:
-        """``host:port/db`` or ``path/db``: what logs show, and what tells two masters apart."""
+        """``host:port/db``, ``path/db`` or ``sentinel(service)@host:port,.../db``, as in logs; tells masters apart."""
 
 @final
 class Engine:
-    """Sessions to N masters, and the operations over them, for blocking callers; safe to share between threads and across fork.
+    """Sessions to N masters, and the operations over them, for blocking callers.
+
+    Safe to share between threads and across ``fork``.
 
     Args:
         endpoints: one per master, at least one.
-        log: called with ``(level, message)``, ``level`` as in :mod:`logging`, when a master's state changes. Never under a lock,
-            always in the thread of the call that noticed.
+        log: called with ``(level, message)``, ``level`` as in :mod:`logging`, when a master's state changes: always in the thread of the call that noticed.
     """
 
     def __new__(cls, endpoints: Sequence[Endpoint], log: Callable[[int, str], None]) -> Engine: ...
@@ -66,22 +76,27 @@ class Engine:
         unlock_script: str | None = None,
         key: bytes | None = None,
     ) -> tuple[int, bytes] | list[str]:
-        """Try ``tries`` times, at most ``retry_delay`` seconds (jittered) apart; never blocks past that and the rounds' own deadlines.
+        """Try ``tries`` times, at most ``retry_delay`` seconds (jittered) apart.
 
-        ``key`` replaces the engine's random key (then a retry reuses it); ``unlock_script`` replaces the release script.
+        Never blocks past that and the rounds' own deadlines.
+
+        ``key`` replaces the engine's random key (then a retry reuses it); ``unlock_script`` replaces the release
+        script.
 
         Returns:
             ``(validity_ms, key)`` when acquired; else what each master said in the last round, in the order of
-            the endpoints: ``"granted"``, ``"refused"``, ``"not asked"`` (decided without it), ``"no answer"`` or the text of its error.
+            the endpoints: ``"granted"``, ``"refused"``, ``"not asked"`` (decided without it), ``"no answer"`` or the
+            text of its error.
 
         Raises:
-            BaseException: whatever a signal handler raised (``KeyboardInterrupt``); what was acquired is released first.
+            BaseException: whatever a signal handler raised (``KeyboardInterrupt``); what was acquired is released
+                first.
         """
 
     def unlock(self, resource: bytes, key: bytes, unlock_script: str | None = None) -> list[str]:
         """Release on every master; waits for the healthy ones.
 
         Returns:
-            Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key), ``"not asked"``
-            (known to be down), ``"no answer"`` or the text of its error.
+            Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key),
+            ``"not asked"`` (known to be down), ``"no answer"`` or the text of its error.
         """

@@ -17,6 +17,7 @@ use crate::engine::release::{Treatment, release_where};
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::health::Standing;
+use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
 use crate::retry::Pauses;
 use crate::script::{self, Claim, Grant, UnlockScript};
@@ -82,8 +83,8 @@ pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -
 
 /// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
 ///
-/// After a refusal (`contended`) one master, the same for all contenders, is asked first and the others only on its yes: contenders that all ask everybody
-/// split the votes, and nobody wins.
+/// After a refusal (`contended`) one master, the same for all contenders, is asked first and the others only on its
+/// yes: contenders that all ask everybody split the votes, and nobody wins.
 async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &mut Cancel) -> Result<Held, Vec<Vote>> {
     let start = masters.handle().now();
     let deadline = masters.handle().sleep_until(start.after(quorum::patience(request.ttl_ms)));
@@ -91,12 +92,16 @@ async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &m
     let decided = canvass.run(contended.then(|| masters.designated(&request.resource)));
     select(std::pin::pin!(decided), select(deadline, cancel)).await;
     let (verdict, attempt, votes) = canvass.close();
+    let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };
     let elapsed = masters.handle().now().since(start);
-    let validity = quorum::validity_ms(request.ttl_ms, elapsed, request.drift_ms);
+    let drift_ms = if planted::is(Bug::NoDrift) { 0 } else { request.drift_ms };
+    let validity = quorum::validity_ms(request.ttl_ms, elapsed, drift_ms);
     if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
         return Ok(Held { validity_ms, claim: Arc::clone(&attempt.claim), votes });
     }
-    attempt.undo(masters, &votes).await;
+    if !planted::is(Bug::NoRelease) {
+        attempt.undo(masters, &votes).await;
+    }
     Err(votes)
 }
 
@@ -124,7 +129,8 @@ impl Attempt {
             let attempt = Arc::clone(&self);
             async move { link.call(&attempt.set, Some(&attempt.claim)).await }
         };
-        let answer = master.call(exchange, || !self.decided.load(Ordering::Relaxed)).await?;
+        let wanted = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
+        let answer = master.call(&self.claim.resource, exchange, wanted).await?;
         match script::grant(answer.value)? {
             Grant::Refused if answer.repeated => self.is_ours(&master).await,
             grant => Ok(grant),
@@ -136,6 +142,7 @@ impl Attempt {
         let get = script::get(&self.claim.resource);
         let answer = master
             .call(
+                &self.claim.resource,
                 |link| {
                     let get = get.clone();
                     async move { link.call(&get, None).await }
@@ -147,10 +154,12 @@ impl Attempt {
         Ok(if ours { Grant::Granted } else { Grant::Refused })
     }
 
-    /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong or late, a release is never.
+    /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong
+    /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
         release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if !self.sent[index].load(Ordering::Relaxed) => Treatment::Skip,
+            vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
             Err(Error::NoAnswer) => Treatment::Tell,
             _ => Treatment::Await,
         })
@@ -176,7 +185,7 @@ impl<'a> Canvass<'a> {
             masters,
             attempt: Arc::new(Attempt::new(masters, request)),
             asked: FuturesUnordered::new(),
-            tally: Tally::new(request.quorum, awaited),
+            tally: Tally::new(request.quorum - usize::from(planted::is(Bug::QuorumOffByOne)), awaited),
             votes: vec![Err(Error::NotSent); masters.len()],
             standings,
         }
@@ -200,7 +209,7 @@ impl<'a> Canvass<'a> {
 
     fn ask(&mut self, index: usize) {
         let master = &self.masters[index];
-        if self.standings[index] == Standing::Good || master.is_linked() {
+        if self.standings[index] == Standing::Good || master.is_linked(&self.attempt.claim.resource) {
             let ask = Arc::clone(&self.attempt).ask(Arc::clone(master), index);
             self.votes[index] = Err(Error::NoAnswer);
             self.asked.push(ask.map(move |vote| (index, vote)).boxed());

@@ -113,6 +113,12 @@ impl Session {
         self.executor.run_until_stalled();
     }
 
+    /// Whether the answer of some master to a claim is still to come: to that with this key, or to any.
+    #[must_use]
+    pub fn awaits(&self, key: Option<&[u8]>) -> bool {
+        self.masters.iter().any(|master| master.awaits(key))
+    }
+
     /// The caller is back, and goes on taking [`Session::turn`]s.
     pub fn resume(&self) {
         self.executor.resume();

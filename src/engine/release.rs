@@ -39,7 +39,7 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let treatment = |index: usize, master: &Master| match standings[index] {
         Standing::Good if !master.is_hung() => Treatment::Await,
         Standing::Good => Treatment::Tell,
-        _ if master.is_linked() => Treatment::Tell,
+        _ if master.is_linked(&claim.resource) => Treatment::Tell,
         _ => Treatment::Skip,
     };
     release_where(masters, claim, treatment).await
@@ -72,14 +72,14 @@ pub(super) async fn release_where(
 }
 
 async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
-    let answer = master.call(|link| compare_and_delete(link, Arc::clone(&claim)), || true).await?;
+    let answer = master.call(&claim.resource, |link| compare_and_delete(link, Arc::clone(&claim)), || true).await?;
     script::release(answer.value)
 }
 
 /// Release in the cheapest way the master has and allows.
 async fn compare_and_delete(link: Link, claim: Arc<Claim>) -> Result<Value, Error> {
     if planted::is(Bug::UnlockWithoutCompare) {
-        return link.call(&redis::Cmd::del(&claim.resource), None).await;
+        return link.call(&planted::plain_delete(&claim), None).await;
     }
     let mut way = link.release_by().for_script(&claim.script);
     loop {

@@ -26,7 +26,7 @@ pub enum Ended<T, E> {
     BrokenOff(T, E),
 }
 
-/// Run `operation` to its end.
+/// Run `operation` to its end, on a session that has caught up.
 ///
 /// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it
 /// fails the operation is cancelled, and ends as soon as it has cleaned up.
@@ -39,7 +39,6 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    catch_up(session);
     let (cancel, cancelled) = oneshot::channel();
     let mut cancel = Some(cancel);
     let mut broken_off = None;
@@ -59,9 +58,8 @@ where
     }
 }
 
-/// What came in since the last operation comes first: answers to old commands, and connections that servers have
-/// closed.
-fn catch_up(session: &mut Session) {
+/// Take in what came since the last operation: answers to old commands, and connections that servers have closed.
+pub fn catch_up(session: &mut Session) {
     // If it fails, the first wait will say so.
     _ = poll(&session.wait().sources, Duration::ZERO);
     session.turn();

@@ -45,6 +45,8 @@ impl Effects for System {
                     socket::connect_any(&addresses, &keepalive, &handle).await?
                 }
                 Address::Unix(path) => socket::connect_unix(&path, &handle).await?,
+                // No place of its own: the sentinels are asked first, and what they name is connected to.
+                Address::Sentinel { .. } => return Err(io::ErrorKind::Unsupported.into()),
             };
             Ok(Box::new(socket) as Stream)
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rustix::process::{Pid, getpid};
 
 use crate::engine::Session;
-use crate::host::System;
+use crate::host::{System, blocking};
 use crate::master::endpoint::Endpoint;
 use crate::master::health::{Health, Journal};
 use crate::runtime::locked;
@@ -45,12 +45,11 @@ impl Pool {
         &self.endpoints
     }
 
-    /// Take the session that was used last, or a new one, and work on it.
-    pub fn with_session<T>(&self, work: impl FnOnce(&mut Session) -> T) -> T {
+    /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
+    /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one.
+    pub fn with_session<T>(&self, key: Option<&[u8]>, work: impl FnOnce(&mut Session) -> T) -> T {
         let home = self.current();
-        let idle = locked(&home.idle).pop();
-        let mut session = idle.unwrap_or_else(|| home.new_session());
-        session.resume();
+        let mut session = home.take(key).unwrap_or_else(|| home.new_session());
         let result = work(&mut session);
         session.leave();
         let mut idle = locked(&home.idle);
@@ -82,12 +81,37 @@ impl Pool {
     }
 }
 
+/// Whether a session waits for no answer about a lock, which somebody may want to release before it has come.
+fn is_free(session: &mut Session) -> bool {
+    if session.awaits(None) {
+        catch_up(session);
+        session.leave();
+    }
+    !session.awaits(None)
+}
+
+fn catch_up(session: &mut Session) {
+    session.resume();
+    blocking::catch_up(session);
+}
+
 impl InProcess {
     fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         let journal = Arc::new(Journal::default());
         let health = |endpoint: &Arc<Endpoint>| Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal)));
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         Self { pid: getpid(), journal, masters, idle: Mutex::default(), child: OnceLock::new() }
+    }
+
+    fn take(&self, key: Option<&[u8]>) -> Option<Session> {
+        let mut idle = locked(&self.idle);
+        let waits_for_it = |session: &Session| key.is_some_and(|key| session.awaits(Some(key)));
+        let owing = idle.iter().position(waits_for_it);
+        let index = owing.or_else(|| (0..idle.len()).rev().find(|&index| is_free(&mut idle[index])))?;
+        let mut session = idle.remove(index);
+        drop(idle);
+        catch_up(&mut session);
+        Some(session)
     }
 
     fn new_session(&self) -> Session {

@@ -12,12 +12,22 @@ use crate::master::bounded::Bounded;
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
 use crate::master::link::Link;
-use crate::master::tls;
+use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
-use crate::script::CompareAndDelete;
+use crate::script::{Claim, CompareAndDelete};
 
-/// Connect and log in. No deadline of its own: the caller has one for all of it.
+/// Find the master, connect and log in. No deadline of its own: the caller has one for all of it.
 pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
+    match &endpoint.address {
+        Address::Sentinel { service, sentinels } => {
+            sentinel::connect(endpoint, service, sentinels, handle, health).await
+        }
+        Address::Tcp { .. } | Address::Unix(_) => connect_to(endpoint, handle, health).await,
+    }
+}
+
+/// Connect to where the endpoint says, and log in.
+pub(super) async fn connect_to(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
     if !endpoint.resp2 {
         match log_in(endpoint, handle, ProtocolVersion::RESP3).await {
             Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {}
@@ -28,7 +38,12 @@ pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Healt
     greet(link, endpoint, health).await
 }
 
-async fn log_in(endpoint: &Endpoint, handle: &Handle, protocol: ProtocolVersion) -> Result<Link, RedisError> {
+/// A connection that has logged in, to a server of whatever kind.
+pub(super) async fn log_in(
+    endpoint: &Endpoint,
+    handle: &Handle,
+    protocol: ProtocolVersion,
+) -> Result<Link, RedisError> {
     let stream = encrypted(endpoint, handle.effects().connect(endpoint, handle).await?).await?;
     // Deadlines are ours: with none here, redis-rs needs no runtime.
     let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
@@ -53,7 +68,7 @@ async fn greet(link: Link, endpoint: &Endpoint, health: &Health) -> Result<Link,
     let hello = hello?;
     check_role(&hello)?;
     let way = CompareAndDelete::of(hello.text("server"), hello.text("version"));
-    if way == CompareAndDelete::Evalsha {
+    if may_eval.is_err() && !may_run(&link, way).await? {
         may_eval?;
     }
     link.set_release_by(way);
@@ -96,11 +111,13 @@ fn text_field((field, value): (String, Value)) -> Option<(String, String)> {
     redis::from_redis_value(value).ok().map(|value| (field, value))
 }
 
-/// A replica answers a release with 0 and no error; a sentinel knows no `SET`.
+/// A replica answers a release with 0 and no error; a sentinel knows no `SET`. In a cluster a replica answers neither:
+/// it
+/// says where the master of the key is.
 fn check_role(hello: &Hello) -> Result<(), Error> {
     match (hello.text("role"), hello.text("mode")) {
         (_, "sentinel") => Err(Error::Setup("is a sentinel, not a Redis master".into())),
-        ("replica" | "slave", _) => Err(Error::Setup("is a replica, not a master".into())),
+        ("replica" | "slave", mode) if mode != "cluster" => Err(Error::Setup("is a replica, not a master".into())),
         _ => Ok(()),
     }
 }
@@ -109,9 +126,26 @@ fn check_role(hello: &Hello) -> Result<(), Error> {
 async fn ask_eval(link: &Link) -> Result<(), Error> {
     match link.call(cmd("EVAL").arg("return 1").arg(0), None).await? {
         Value::ServerError(error) if error.code() == "NOPERM" || is_unknown(&error) => {
-            Err(Error::Setup(format!("may not run EVAL, so that a lock could never be released: {error}").into()))
+            let why = Error::from(error);
+            Err(Error::Setup(format!("may not run EVAL, so that a lock could never be released: {why}").into()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether the server's own compare-and-delete may be run where EVAL may not. Tried on a name that nobody uses: a
+/// refusal of the name is not one of the command.
+async fn may_run(link: &Link, way: CompareAndDelete) -> Result<bool, Error> {
+    let nobodys = Claim { resource: Vec::new(), key: Vec::new(), script: Arc::default() };
+    if way == CompareAndDelete::Evalsha {
+        return Ok(false);
+    }
+    match link.call(&way.command(&nobodys), None).await? {
+        Value::ServerError(error) if error.code() == "NOPERM" => {
+            Ok(error.details().is_some_and(|details| details.contains("access")))
+        }
+        Value::ServerError(error) => Ok(!is_unknown(&error)),
+        _ => Ok(true),
     }
 }
 
@@ -134,7 +168,7 @@ fn run_id(info: &str) -> Option<String> {
 }
 
 /// What stopped the login: the way there, or the server's refusal.
-fn setup_error(error: &RedisError) -> Error {
+pub(super) fn setup_error(error: &RedisError) -> Error {
     if error.is_io_error() {
         return Error::connect(error);
     }

@@ -22,6 +22,13 @@ pub enum Address {
     },
     /// A Unix domain socket.
     Unix(PathBuf),
+    /// Wherever the sentinels of a service say that its master is.
+    Sentinel {
+        /// What the sentinels call the master.
+        service: String,
+        /// Host and port of each sentinel.
+        sentinels: Vec<(String, u16)>,
+    },
 }
 
 /// TCP keep-alive, off by default as in redis-py.
@@ -48,6 +55,10 @@ pub struct Endpoint {
     pub username: Option<String>,
     /// The password, if any.
     pub password: Option<String>,
+    /// The login at the sentinels, which need not be the master's.
+    pub sentinel_username: Option<String>,
+    /// The password at the sentinels.
+    pub sentinel_password: Option<String>,
     /// Shown in `CLIENT LIST`.
     pub client_name: Option<String>,
     /// Whether to stay with RESP2. RESP3 is tried first otherwise.
@@ -71,12 +82,32 @@ impl Endpoint {
             db: 0,
             username: None,
             password: None,
+            sentinel_username: None,
+            sentinel_password: None,
             client_name: None,
             resp2: false,
             socket_timeout: None,
             connect_timeout: None,
             keepalive: Keepalive::default(),
             tls: None,
+        }
+    }
+
+    /// The same master, or another node of it, elsewhere: reached with the same login, TLS settings and timeouts.
+    #[must_use]
+    pub fn at(&self, host: String, port: u16) -> Self {
+        Self { address: Address::Tcp { host, port }, ..self.clone() }
+    }
+
+    /// One of its sentinels. RESP2, for one question needs no more.
+    #[must_use]
+    pub fn sentinel(&self, host: String, port: u16) -> Self {
+        Self {
+            db: 0,
+            username: self.sentinel_username.clone(),
+            password: self.sentinel_password.clone(),
+            resp2: true,
+            ..self.at(host, port)
         }
     }
 
@@ -92,8 +123,8 @@ impl Endpoint {
         self.connect_timeout.map_or(MAX_PATIENCE, |timeout| timeout.min(MAX_PATIENCE))
     }
 
-    /// What redis-rs's handshake needs to know. `CLIENT SETINFO` is skipped: least-privilege users may not run it, and each
-    /// refusal would fill the server's ACL log.
+    /// What redis-rs's handshake needs to know. `CLIENT SETINFO` is skipped: least-privilege users may not run it, and
+    /// each refusal would fill the server's ACL log.
     #[must_use]
     pub fn login(&self, protocol: ProtocolVersion) -> RedisConnectionInfo {
         let mut info = RedisConnectionInfo::default().set_db(self.db).set_protocol(protocol).set_skip_set_lib_name();
@@ -110,14 +141,21 @@ impl Endpoint {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Tcp { host, port } => f.write_str(&host_and_port(host, *port)),
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Sentinel { service, sentinels } => {
+                let sentinels: Vec<_> = sentinels.iter().map(|(host, port)| host_and_port(host, *port)).collect();
+                write!(f, "sentinel({service})@{}", sentinels.join(","))
+            }
         }
     }
 }
 
-/// `host:port/db` or `path/db`: what logs show.
+fn host_and_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// `host:port/db`, `path/db` or `sentinel(service)@host:port,host:port/db`: what logs show.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.db)
@@ -146,6 +184,25 @@ mod tests {
         assert_eq!(endpoint.to_string(), "[::1]:6379/0");
         assert_eq!(format!("{endpoint:?}"), "Endpoint([::1]:6379/0)");
         assert!(!format!("{:?}", endpoint.login(ProtocolVersion::RESP3)).contains("canary"));
+    }
+
+    #[test]
+    fn a_service_is_shown_with_its_sentinels() {
+        let sentinels = vec![("a".into(), 1), ("::1".into(), 2)];
+        let mut endpoint = Endpoint::new(Address::Sentinel { service: "main".into(), sentinels });
+        endpoint.sentinel_password = Some("canary".into());
+        assert_eq!(endpoint.to_string(), "sentinel(main)@a:1,[::1]:2/0");
+        assert!(!format!("{endpoint:?}").contains("canary"));
+    }
+
+    #[test]
+    fn sentinels_have_a_login_of_their_own() {
+        let mut endpoint = at("redis");
+        (endpoint.username, endpoint.password, endpoint.db) = (Some("user".into()), Some("secret".into()), 3);
+        let open = endpoint.sentinel("a".into(), 1);
+        assert_eq!((open.username, open.password, open.db), (None, None, 0));
+        endpoint.sentinel_password = Some("theirs".into());
+        assert_eq!(endpoint.sentinel("a".into(), 1).password.as_deref(), Some("theirs"));
     }
 
     #[test]

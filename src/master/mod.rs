@@ -1,41 +1,42 @@
 //! One Redis master: how it is reached, whether it is well, and what it answers.
 
 mod bounded;
+mod cluster;
 mod connect;
 pub mod endpoint;
 pub mod health;
 pub mod link;
+mod node;
+mod sentinel;
 pub mod socket;
 pub mod tls;
 
 use std::sync::{Arc, Mutex};
 
-use futures_util::FutureExt;
-use futures_util::future::{Either, Shared, select};
 use redis::Value;
-use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::quorum::MAX_PATIENCE;
 use crate::runtime::{Handle, locked};
+use cluster::Routes;
 use endpoint::Endpoint;
 use health::{Health, Standing};
 use link::Link;
+use node::Node;
 
-/// One master as one session sees it: at most one connection, so that commands take effect in the order they were sent.
+/// How often one question is sent on to another node: once is usual, twice while a slot moves.
+const MOST_REDIRECTIONS: usize = 4;
+
+/// One master as one session sees it: at most one connection to each of its nodes, so that commands take effect in the
+/// order they were sent.
+///
+/// A cluster is one master with several nodes; any other has one.
 #[derive(Debug)]
 pub struct Master {
-    endpoint: Arc<Endpoint>,
+    seed: Arc<Node>,
+    routes: Mutex<Routes>,
     health: Arc<Health>,
     handle: Handle,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-enum State {
-    #[default]
-    Apart,
-    Connecting(Shared<oneshot::Receiver<Result<Link, Error>>>),
-    Linked(Link),
 }
 
 /// An answer, and whether the master may have answered before, over a connection that died under it.
@@ -51,7 +52,9 @@ impl Master {
     /// A master not connected to yet.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>, health: Arc<Health>, handle: Handle) -> Arc<Self> {
-        Arc::new(Self { endpoint, health, handle, state: Mutex::default() })
+        let seed = Arc::new(Node::new(endpoint, Arc::clone(&health), handle.clone()));
+        let routes = Mutex::new(Routes::new(Arc::clone(&seed)));
+        Arc::new(Self { seed, routes, health, handle })
     }
 
     /// How far a round that starts now should go for this master.
@@ -66,49 +69,96 @@ impl Master {
         self.health.is_hung()
     }
 
-    /// Whether a command would go out at once.
+    /// Whether the answer to a claim is still to come: to that with this key, or to any.
     #[must_use]
-    pub fn is_linked(&self) -> bool {
-        matches!(&*locked(&self.state), State::Linked(link) if link.is_open())
+    pub fn awaits(&self, key: Option<&[u8]>) -> bool {
+        locked(&self.routes).awaits(key)
     }
 
-    /// Carry out `exchange` over the one connection there is, made if need be.
+    /// Whether a command about `resource` would go out at once.
+    #[must_use]
+    pub fn is_linked(&self, resource: &[u8]) -> bool {
+        locked(&self.routes).node_for(resource).is_linked()
+    }
+
+    /// Carry out `exchange`, which is about `resource`, over the one connection there is to whoever has that key, made
+    /// if need be.
     ///
-    /// A connection that turns out to be closed, as servers do with idle ones, is replaced and the exchange repeated, once. `wanted` says, whenever a
-    /// connection is there, whether anything should be sent at all.
+    /// A connection that turns out to be closed, as servers do with idle ones, is replaced and the exchange repeated,
+    /// once. `wanted` says, whenever a connection is there, whether anything should be sent at all.
     pub async fn call<F>(
-        self: &Arc<Self>,
-        exchange: impl Fn(Link) -> F + Send,
-        wanted: impl Fn() -> bool + Send,
+        &self,
+        resource: &[u8],
+        exchange: impl Fn(Link) -> F + Send + Sync,
+        wanted: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answer, Error>
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        let first = self.call_once(&exchange, &wanted).await;
+        let first = self.call_once(resource, &exchange, &wanted).await;
         let repeated = matches!(first, Err(Error::Closed)) && wanted();
-        let result = if repeated { self.call_once(&exchange, &wanted).await } else { first };
+        let result = if repeated { self.call_once(resource, &exchange, &wanted).await } else { first };
         self.note(&result);
         result.map(|value| Answer { value, repeated })
     }
 
+    /// Ask the node that had the key last, and go where the answers send us.
     async fn call_once<F>(
-        self: &Arc<Self>,
-        exchange: &(impl Fn(Link) -> F + Send),
-        wanted: &(impl Fn() -> bool + Send),
+        &self,
+        resource: &[u8],
+        exchange: &(impl Fn(Link) -> F + Send + Sync),
+        wanted: &(impl Fn() -> bool + Send + Sync),
     ) -> Result<Value, Error>
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        let link = self.link().await?;
-        if !wanted() {
-            return Err(Error::NotSent);
+        let start = self.handle.now();
+        let mut node = locked(&self.routes).node_for(resource);
+        let mut result = self.ask(&node, exchange, wanted).await;
+        if matches!(result, Err(Error::Connect(_))) && !Arc::ptr_eq(&node, &self.seed) {
+            node = Arc::clone(&self.seed);
+            result = self.ask(&node, exchange, wanted).await;
         }
-        let value = exchange(link.clone()).await?;
-        if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
-            // A master no more: connect anew, and ask for its role.
-            link.give_up();
+        for _ in 0..MOST_REDIRECTIONS {
+            let Ok(reply) = &result else { break };
+            let Some(next) = locked(&self.routes).learn(resource, reply, &node) else { break };
+            if self.handle.now().since(start) >= MAX_PATIENCE {
+                break;
+            }
+            node = next;
+            result = self.ask(&node, exchange, wanted).await;
         }
-        Ok(value)
+        result
+    }
+
+    /// Ask one node. One that fails is not taken for the owner of any key from then on: the cluster may have put
+    /// another in its place.
+    async fn ask<F>(
+        &self,
+        node: &Arc<Node>,
+        exchange: &(impl Fn(Link) -> F + Send + Sync),
+        wanted: &(impl Fn() -> bool + Send + Sync),
+    ) -> Result<Value, Error>
+    where
+        F: Future<Output = Result<Value, Error>> + Send,
+    {
+        let result = async {
+            let link = node.link().await?;
+            if !wanted() {
+                return Err(Error::NotSent);
+            }
+            let value = exchange(link.clone()).await?;
+            if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
+                // A master no more: connect anew, and ask for its role.
+                link.give_up();
+            }
+            Ok(value)
+        }
+        .await;
+        if matches!(&result, Err(error) if *error != Error::NotSent) {
+            locked(&self.routes).forget(node);
+        }
+        result
     }
 
     /// Let the health record, and so the log, know.
@@ -120,50 +170,6 @@ impl Master {
             Ok(_) => self.health.answered(),
             Err(Error::NotSent) => {}
             Err(error) => self.handle.with_random(|random| self.health.failed(error, self.handle.now(), random)),
-        }
-    }
-
-    /// The open connection, or a new one. Everybody who asks while it is being made waits for the same one.
-    pub async fn link(self: &Arc<Self>) -> Result<Link, Error> {
-        let connecting = {
-            let mut state = locked(&self.state);
-            match &*state {
-                State::Linked(link) if link.is_open() => return Ok(link.clone()),
-                State::Connecting(connecting) => connecting.clone(),
-                _ => {
-                    let connecting = self.start_connecting();
-                    *state = State::Connecting(connecting.clone());
-                    connecting
-                }
-            }
-        };
-        connecting.await.unwrap_or(Err(Error::Closed))
-    }
-
-    fn start_connecting(self: &Arc<Self>) -> Shared<oneshot::Receiver<Result<Link, Error>>> {
-        let (done, connecting) = oneshot::channel();
-        let master = Arc::clone(self);
-        self.handle.spawn(async move {
-            let result = master.connect_in_time().await;
-            *locked(&master.state) = result.clone().map_or_else(|_| State::Apart, State::Linked);
-            _ = done.send(result);
-        });
-        connecting.shared()
-    }
-
-    /// One deadline for resolving, connecting, TLS and the handshake together. Time in which the caller was not there to go on with it does not count.
-    async fn connect_in_time(&self) -> Result<Link, Error> {
-        let mut connect = std::pin::pin!(connect::connect(&self.endpoint, &self.handle, &self.health));
-        let (start, absent) = (self.handle.now(), self.handle.unattended());
-        loop {
-            let allowed = self.endpoint.connect_patience() + self.handle.unattended().saturating_sub(absent);
-            if self.handle.now().since(start) >= allowed {
-                return Err(Error::NoAnswer);
-            }
-            let deadline = self.handle.sleep_until(start.after(allowed));
-            if let Either::Left((result, _)) = select(connect.as_mut(), deadline).await {
-                return result;
-            }
         }
     }
 }

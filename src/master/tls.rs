@@ -13,14 +13,14 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::client::verify_server_cert_signed_by_trust_anchor;
+use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use tokio_rustls::rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{
-    ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DEFAULT_VERSIONS, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
 
@@ -166,16 +166,13 @@ impl TlsSettings {
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let algorithms = provider.signature_verification_algorithms;
+        let trust = Some(self.trust()?).filter(|_| self.cert_reqs != CertReqs::None);
+        let verifier = Verifier { trust, check_name: self.check_hostname, algorithms };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(self.versions())
-            .map_err(TlsError::Provider)?;
-        let roots = self.roots()?;
-        let lenient = |roots| Arc::new(LenientVerifier { roots, algorithms });
-        let builder = match (self.cert_reqs, self.check_hostname) {
-            (CertReqs::None, _) => builder.dangerous().with_custom_certificate_verifier(lenient(None)),
-            (_, false) => builder.dangerous().with_custom_certificate_verifier(lenient(Some(roots))),
-            (_, true) => builder.with_root_certificates(roots),
-        };
+            .map_err(TlsError::Provider)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match self.own_certificate()? {
             None => builder.with_no_client_auth(),
             Some(own) => builder
@@ -197,22 +194,22 @@ impl TlsSettings {
     /// The CAs of the settings and the system's: redis-py calls `load_verify_locations` on a default context, which
     /// adds to the system's store. The settings' own are read even if nothing is verified, so that a wrong path is
     /// always an error, as it is in Python.
-    fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let mut roots = RootCertStore::empty();
+    fn trust(&self) -> Result<Trust, TlsError> {
+        let mut trust = Trust { roots: RootCertStore::empty(), own: Vec::new() };
         if let Some(file) = &self.ca_file {
             let place = at("CA file", file);
-            add(&mut roots, pem_certificates(&read(file, &place)?, &place)?, &place)?;
+            add(&mut trust, pem_certificates(&read(file, &place)?, &place)?, &place)?;
         }
         if let Some(directory) = &self.ca_path {
-            add_directory(&mut roots, directory)?;
+            add_directory(&mut trust, directory)?;
         }
         if let Some(data) = &self.ca_data {
-            add(&mut roots, data_certificates(data)?, "CA data")?;
+            add(&mut trust, data_certificates(data)?, "CA data")?;
         }
         if self.cert_reqs != CertReqs::None {
-            add_system(&mut roots)?;
+            add_system(&mut trust.roots)?;
         }
-        Ok(roots)
+        Ok(trust)
     }
 
     fn own_certificate(&self) -> Result<Option<OwnCertificate>, TlsError> {
@@ -244,27 +241,31 @@ fn read(file: &Path, place: &str) -> Result<Vec<u8>, TlsError> {
     fs::read(file).map_err(|source| TlsError::Unreadable { place: place.to_owned(), source })
 }
 
-fn add(roots: &mut RootCertStore, certificates: Vec<CertificateDer<'_>>, place: &str) -> Result<(), TlsError> {
+fn add(trust: &mut Trust, certificates: Vec<CertificateDer<'static>>, place: &str) -> Result<(), TlsError> {
     certificates
-        .into_iter()
-        .try_for_each(|certificate| roots.add(certificate))
-        .map_err(|source| TlsError::Unusable { place: place.to_owned(), source })
+        .iter()
+        .try_for_each(|certificate| trust.roots.add(certificate.clone()))
+        .map_err(|source| TlsError::Unusable { place: place.to_owned(), source })?;
+    trust.own.extend(certificates);
+    Ok(())
 }
 
 /// OpenSSL passes over whatever in the directory is not a CA; so does this, but a directory without any is an error.
-fn add_directory(roots: &mut RootCertStore, directory: &Path) -> Result<(), TlsError> {
+fn add_directory(trust: &mut Trust, directory: &Path) -> Result<(), TlsError> {
     let place = at("CA directory", directory);
     let entries = fs::read_dir(directory).map_err(|source| TlsError::Unreadable { place: place.clone(), source })?;
-    let before = roots.len();
+    let before = trust.roots.len();
     for entry in entries.flatten() {
         let file = entry.path();
         // `is_file` follows the links that `openssl rehash` makes, and keeps away from pipes that nobody writes to.
         if file.is_file() {
             let pem = fs::read(file).unwrap_or_default();
-            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+            let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).flatten().collect();
+            trust.roots.add_parsable_certificates(certificates.iter().cloned());
+            trust.own.extend(certificates);
         }
     }
-    if roots.len() == before {
+    if trust.roots.len() == before {
         return Err(TlsError::NoCertificate { place, expected: "files with PEM certificates in it" });
     }
     Ok(())
@@ -330,27 +331,63 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     })
 }
 
-/// Verifies less than rustls does by itself: the chain but no name, or, without `roots`, neither. Handshake signatures
-/// are always verified.
+/// Who is trusted.
 #[derive(Debug)]
-struct LenientVerifier {
-    roots: Option<RootCertStore>,
+struct Trust {
+    roots: RootCertStore,
+    /// Those of the roots that the settings name, whole.
+    own: Vec<CertificateDer<'static>>,
+}
+
+/// Verifies what Python's `ssl` would: chain and name, the chain alone, or, without `trust`, neither. Handshake
+/// signatures are always verified.
+#[derive(Debug)]
+struct Verifier {
+    trust: Option<Trust>,
+    check_name: bool,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for LenientVerifier {
+impl Trust {
+    /// The chain must end at a root. A CA's certificate can be no server's, says rustls. Most self-made ones are both
+    /// (`openssl req -x509`), and Python accepts them: so does this, if the very certificate is among the settings' own.
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Result<(), Error> {
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        match verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms.all) {
+            Err(error) if is_only_a_ca(&error) && self.own.iter().any(|own| own.as_ref() == certificate.as_ref()) => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+}
+
+/// Whether nothing but being a CA's is wrong with a certificate; that it is not out of date was checked before. rustls
+/// passes on this error of its verifier without a name of its own.
+fn is_only_a_ca(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::Other(why)) if why.to_string() == "CaUsedAsEndEntity")
+}
+
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if let Some(roots) = &self.roots {
-            let certificate = ParsedCertificate::try_from(end_entity)?;
-            let algorithms = self.algorithms.all;
-            verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms)?;
+        if let Some(trust) = &self.trust {
+            trust.verify(end_entity, intermediates, now, self.algorithms)?;
+            if self.check_name {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            }
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -568,9 +605,9 @@ mod tests {
     #[test]
     fn own_cas_are_added_to_the_systems() {
         let own = TlsSettings { cert_reqs: CertReqs::None, ..trusting(&ca("ours")) };
-        let system = TlsSettings::default().roots().map_or(0, |roots| roots.len());
-        assert_eq!(own.roots().unwrap().len(), 1);
-        assert_eq!(trusting(&ca("ours")).roots().unwrap().len(), system + 1);
+        let system = TlsSettings::default().trust().map_or(0, |trust| trust.roots.len());
+        assert_eq!(own.trust().unwrap().roots.len(), 1);
+        assert_eq!(trusting(&ca("ours")).trust().unwrap().roots.len(), system + 1);
     }
 
     #[test]
@@ -591,6 +628,60 @@ mod tests {
             let error = refusal(&settings, "redis.test", server(&leaf_until(&ca, &["redis.test"], 2001)));
             assert!(error.contains("expired"), "{error}");
         }
+    }
+
+    /// As `openssl req -x509` makes them: a server's certificate, and a CA that has signed itself.
+    fn self_made(names: &[&str], year: i32) -> Leaf {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Leaf { certificate: params.self_signed(&key).unwrap(), key }
+    }
+
+    #[test]
+    fn a_self_made_certificate_is_accepted_where_it_is_named() {
+        let (scratch, made) = (Scratch::new(), self_made(&["redis.test"], 2999));
+        let pem = made.certificate.pem();
+        let file = Some(scratch.write("made.pem", &pem));
+        let none = TlsSettings::default;
+        for settings in [
+            TlsSettings { ca_data: Some(pem.clone().into_bytes()), ..none() },
+            TlsSettings { ca_file: file, ..none() },
+            TlsSettings { ca_path: Some(scratch.0.clone()), ..none() },
+            TlsSettings { ca_data: Some(pem.into_bytes()), check_hostname: false, ..none() },
+        ] {
+            let (client, _) = handshake(&settings, "redis.test", server(&made));
+            assert!(client.is_ok(), "{settings:?}: {client:?}");
+        }
+    }
+
+    #[test]
+    fn a_self_made_certificate_is_held_to_all_else() {
+        let settings = |leaf: &Leaf, check_hostname| {
+            let ca_data = Some(leaf.certificate.pem().into_bytes());
+            TlsSettings { check_hostname, ca_data, ..TlsSettings::default() }
+        };
+        let (made, other) = (self_made(&["redis.test"], 2999), self_made(&["redis.test"], 2999));
+        let expired = self_made(&["redis.test"], 2001);
+        for check_hostname in [true, false] {
+            let error = refusal(&settings(&made, check_hostname), "redis.test", server(&other));
+            assert!(error.contains("CaUsedAsEndEntity"), "another: {error}");
+            let error = refusal(&settings(&expired, check_hostname), "redis.test", server(&expired));
+            assert!(error.contains("expired"), "{error}");
+        }
+        assert!(refusal(&settings(&made, true), "other.test", server(&made)).contains("not valid for name"));
+    }
+
+    #[test]
+    fn what_a_trusted_ca_has_signed_may_still_be_no_ca() {
+        let issuer = ca("ours");
+        let mut params = CertificateParams::new(["redis.test".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let below = Leaf { certificate: params.signed_by(&key, &issuer).unwrap(), key };
+        assert!(refusal(&trusting(&issuer), "redis.test", server(&below)).contains("CaUsedAsEndEntity"));
     }
 
     #[test]

@@ -21,7 +21,8 @@ impl Endpoint {
     #[new]
     #[pyo3(signature = (*, host = "localhost", port = 6379, path = None, db = 0, username = None, password = None,
         client_name = None, protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
-        socket_keepalive_options = None, tls = None))]
+        socket_keepalive_options = None, tls = None, service = None, sentinels = None, sentinel_username = None,
+        sentinel_password = None))]
     #[expect(clippy::too_many_arguments, reason = "redis-py's own keyword arguments")]
     fn new(
         host: &str,
@@ -37,10 +38,15 @@ impl Endpoint {
         socket_keepalive: bool,
         socket_keepalive_options: Option<HashMap<i64, i64>>,
         tls: Option<&Bound<'_, PyDict>>,
+        service: Option<String>,
+        sentinels: Option<Vec<(String, i64)>>,
+        sentinel_username: Option<String>,
+        sentinel_password: Option<String>,
     ) -> PyResult<Self> {
-        let address = match path {
-            Some(path) => Address::Unix(path),
-            None => Address::Tcp { host: host_name(host)?, port: port_number(port)? },
+        let address = match (path, service) {
+            (Some(path), _) => Address::Unix(path),
+            (None, Some(service)) => sentinel(service, sentinels.unwrap_or_default())?,
+            (None, None) => Address::Tcp { host: host_name(host)?, port: port_number(port)? },
         };
         let tls = tls.map(|settings| {
             tls_settings(settings)?.client_config().map_err(|error| PyValueError::new_err(error.to_string()))
@@ -50,6 +56,8 @@ impl Endpoint {
             db: database(db)?,
             username,
             password,
+            sentinel_username,
+            sentinel_password,
             client_name,
             resp2: resp2(protocol)?,
             socket_timeout: seconds("socket_timeout", socket_timeout)?,
@@ -81,6 +89,16 @@ fn port_number(port: i64) -> PyResult<u16> {
         .ok()
         .filter(|&port| port > 0)
         .ok_or_else(|| PyValueError::new_err(format!("port {port}: expected 1 to 65535")))
+}
+
+fn sentinel(service: String, sentinels: Vec<(String, i64)>) -> PyResult<Address> {
+    if service.is_empty() || sentinels.is_empty() {
+        let message = format!("service {service:?}: expected the name of a master and at least one sentinel");
+        return Err(PyValueError::new_err(message));
+    }
+    let checked = |(host, port): (String, i64)| Ok((host_name(&host)?, port_number(port)?));
+    let sentinels = sentinels.into_iter().map(checked).collect::<PyResult<_>>()?;
+    Ok(Address::Sentinel { service, sentinels })
 }
 
 fn database(db: i64) -> PyResult<i64> {

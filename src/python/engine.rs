@@ -50,14 +50,17 @@ impl Engine {
         key: Option<&[u8]>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let request = arguments::request(resource, ttl_ms, quorum, drift_ms, tries, retry_delay, unlock_script, key)?;
-        match self.run(py, move |masters, cancel| async move { acquire(&masters, &request, cancel).await })? {
-            Ended::Finished(outcome) => Outcome::Acquired(outcome).to_python(py),
-            Ended::BrokenOff(outcome, reason) => {
-                if let Ok(held) = outcome {
-                    self.give_back(py, held.claim)?;
-                }
-                Err(reason)
-            }
+        let ended =
+            self.run(py, None, move |masters, cancel| async move { acquire(&masters, &request, cancel).await })?;
+        // The last moment at which a signal finds the lock in our hands: raised later, it would be lost with the result.
+        let (outcome, reason) = match ended {
+            Ended::Finished(outcome) => (outcome, py.check_signals().err()),
+            Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
+        };
+        match (outcome, reason) {
+            (outcome, None) => Outcome::Acquired(outcome).to_python(py),
+            (Ok(held), Some(reason)) => self.give_back(py, held.claim).and(Err(reason)),
+            (Err(_), Some(reason)) => Err(reason),
         }
     }
 
@@ -79,6 +82,7 @@ impl Engine {
     fn run<T, F>(
         &self,
         py: Python<'_>,
+        key: Option<&[u8]>,
         operation: impl FnOnce(Arc<Masters>, Cancel) -> F + Send,
     ) -> PyResult<Ended<T, PyErr>>
     where
@@ -86,26 +90,30 @@ impl Engine {
         F: Future<Output = T> + Send + 'static,
     {
         let ended = match waiting::patched_select(py)? {
-            None => {
-                py.detach(|| self.pool.with_session(|session| blocking::run(session, operation, waiting::detached)))
-            }
-            Some(select) => self.pool.with_session(|session| {
+            None => py.detach(|| {
+                self.pool.with_session(key, |session| blocking::run(session, operation, waiting::detached()))
+            }),
+            Some(select) => self.pool.with_session(key, |session| {
                 blocking::run(session, operation, |sources, timeout| waiting::through(&select, sources, timeout))
             }),
         };
-        self.write_log(py)?;
+        self.write_log(py);
         Ok(ended)
     }
 
-    /// Log what was noticed of the masters since the last call.
-    fn write_log(&self, py: Python<'_>) -> PyResult<()> {
-        let mut events = self.pool.journal().take().into_iter();
-        events.try_for_each(|(level, message)| self.log.call1(py, (level as i32, message)).map(drop))
+    /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.
+    fn write_log(&self, py: Python<'_>) {
+        for (level, message) in self.pool.journal().take() {
+            if let Err(error) = self.log.call1(py, (level as i32, message)) {
+                error.write_unraisable(py, Some(self.log.bind(py)));
+            }
+        }
     }
 
     /// Release, to the end even when a signal handler raises meanwhile: then raise.
     fn give_back(&self, py: Python<'_>, claim: Arc<Claim>) -> PyResult<Vec<Answer>> {
-        match self.run(py, move |masters, _| async move { release(&masters, &claim).await })? {
+        let key = claim.key.clone();
+        match self.run(py, Some(&key), move |masters, _| async move { release(&masters, &claim).await })? {
             Ended::Finished(answers) => Ok(answers),
             Ended::BrokenOff(_, reason) => Err(reason),
         }

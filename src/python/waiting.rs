@@ -9,6 +9,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyModule};
 use rustix::io::Errno;
 
+use crate::clock::{BootClock, Clock};
 use crate::host::blocking;
 use crate::runtime::Source;
 
@@ -17,14 +18,24 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// Wait with the interpreter detached. A signal interrupts the wait, and its handlers run at once.
 ///
-/// One that came just before the wait interrupts nothing, so a wait that turns out to be long looks once more.
-pub(super) fn detached(sources: &[Arc<Source>], timeout: Duration) -> PyResult<()> {
-    let glance = timeout.min(GLANCE);
-    if !interruptible(sources, glance)? && timeout > glance {
+/// One that came just before the wait interrupts nothing, so there is one more look in a wait that turns out to be long, and
+/// every now and then between short ones.
+pub(super) fn detached() -> impl FnMut(&[Arc<Source>], Duration) -> PyResult<()> {
+    let mut looked = BootClock.now();
+    move |sources, timeout| {
+        let glance = timeout.min(GLANCE);
+        let ready = interruptible(sources, glance)?;
+        let now = BootClock.now();
+        if ready && now.since(looked) < GLANCE {
+            return Ok(());
+        }
+        looked = now;
         check_signals()?;
-        interruptible(sources, timeout.saturating_sub(glance))?;
+        if !ready && timeout > glance {
+            interruptible(sources, timeout.saturating_sub(glance))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn interruptible(sources: &[Arc<Source>], timeout: Duration) -> PyResult<bool> {

@@ -1,0 +1,69 @@
+//! Mistakes that can be switched on, so that the simulation proves that it would see them.
+//!
+//! Only with the feature `planted-bugs`, which nothing that is released has; without it every [`is`] is `false` at
+//! compile time and the hooks are gone.
+
+/// A mistake that lock managers have made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "planted-bugs"), expect(unreachable_pub, reason = "public where it can be switched on"))]
+pub enum Bug {
+    /// One grant too few is enough.
+    QuorumOffByOne,
+    /// Time is taken from a clock that somebody sets: no hook, the simulated host steps the clock it hands in.
+    #[cfg(feature = "planted-bugs")]
+    WallClock,
+    /// The validity counts from the decision instead of from before the first byte.
+    LateStart,
+    /// The drift between the clocks is left out of the validity.
+    NoDrift,
+    /// A failed round leaves its keys where they are.
+    NoRelease,
+    /// A failed round is released only on masters that have said yes.
+    ReleaseWhereGranted,
+    /// A connection lives on after an answer that did not come in time, and the simulated protocol library forgets the
+    /// question.
+    ReplyDesync,
+    /// A master that gets its connection after the decision is still asked.
+    LateSet,
+    /// Unlocking deletes whatever is there.
+    UnlockWithoutCompare,
+    /// A connection is given up without the release of what it may have set.
+    SilentGiveUp,
+}
+
+#[cfg(feature = "planted-bugs")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Make this mistake, and no other, in this thread from now on.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    /// Whether to make this mistake.
+    pub(crate) fn is(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub(crate) use switch::is;
+#[cfg(feature = "planted-bugs")]
+pub use switch::plant;
+
+/// What [`Bug::UnlockWithoutCompare`] sends: a script as every other, without the comparison.
+pub(crate) fn plain_delete(claim: &crate::script::Claim) -> redis::Cmd {
+    let delete = "return redis.call('del', KEYS[1])";
+    redis::cmd("EVAL").arg(delete).arg(1).arg(&claim.resource).arg(&claim.key).take()
+}
+
+/// Never.
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}
