@@ -18,7 +18,7 @@ FACE := $(shell find python -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 WHEEL := target/wheels/.built
 RAW_PROBE := target/raw_probe
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench docs clean
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench docs clean sim soak sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,8 +63,23 @@ lint-python: .venv/.engine
 	$(BIN)/python -m mypy.stubtest redlock._redlock --mypy-config-file pyproject.toml
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes redlock --ignoreexternal # looks for redlock by the first `python`
 
-test-rust: # the core alone, without Python
-	cargo test --locked --quiet
+test-rust: # the core alone, without Python; with mistakes for the simulation to find
+	cargo test --locked --quiet --features planted-bugs
+
+SIM := cargo test --locked --quiet --features planted-bugs --test simulation
+export SEED SEEDS FIRST_SEED BUG BROKEN
+
+sim: ## thousands of simulated worlds; SEED=n replays one (BUG=LateSet, BROKEN=Forgets)
+	$(SIM) $(if $(SEED),nothing_lies) -- --nocapture
+
+soak: ## simulated worlds for SECONDS=n or SEEDS=n (a million otherwise); FIRST_SEED=n starts elsewhere
+	env $(if $(SECONDS),SECONDS=$(SECONDS),SEEDS=$(or $(SEEDS),1000000)) $(SIM) nothing_lies -- --nocapture
+
+sim-docs: # the tables of docs/simulation.md
+	WRITE_DOCS=1 PLANTED_SEEDS=500 BROKEN_SEEDS=500 $(SIM) -- --nocapture --test-threads=1 broken every
+
+chaos: .venv/.engine ## random faults on real servers for SECONDS=n (120 otherwise); SEED=n repeats a run
+	$(BIN)/python tests/chaos.py --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 
 test-python: .venv/.engine .venvs/redlock-py/.installed
 	$(BIN)/python -m pytest

@@ -61,7 +61,7 @@ pub(super) async fn release_where(
         }
         match treatment {
             Treatment::Await => asked.push(ask.map(move |answer| (index, answer))),
-            Treatment::Tell => masters.handle().spawn(ask.map(drop)),
+            Treatment::Tell => masters.handle().spawn(tell(Arc::clone(master), Arc::clone(claim))),
             Treatment::Skip => {}
         }
     }
@@ -74,6 +74,15 @@ pub(super) async fn release_where(
 async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
     let answer = master.call(&claim.resource, |link| compare_and_delete(link, Arc::clone(&claim)), || true).await?;
     script::release(answer.value)
+}
+
+/// Release where nobody waits for the answer, so that nobody may be there for a `NOSCRIPT`: the script goes along.
+async fn tell(master: Arc<Master>, claim: Arc<Claim>) {
+    let exchange = |link: Link| {
+        let release = link.release_by().command_in_full(&claim);
+        async move { link.call(&release, None).await }
+    };
+    _ = master.call(&claim.resource, exchange, || true).await;
 }
 
 /// Release in the cheapest way the master has and allows.
