@@ -63,9 +63,11 @@ impl From<redis::ServerError> for Error {
     }
 }
 
-/// The server's own words: `CODE detail`, without redis-rs's decoration.
+/// The server's own words: `CODE detail`, without redis-rs's decoration, and without the arguments that some errors quote:
+/// keys of locks are among them.
 pub(crate) fn server_text(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
+    let detail = error.detail().map(|detail| detail.split(", with args beginning with").next().unwrap_or_default());
+    match (error.code(), detail) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         (Some(code), None) => code.to_owned(),
         (None, _) => error.to_string(),

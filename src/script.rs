@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use redis::{Cmd, Value, cmd};
+use redis::{Cmd, ServerError, Value, cmd};
 
 use crate::error::Error;
 
@@ -132,12 +132,13 @@ impl CompareAndDelete {
         if script.is_custom && self != Self::Eval { Self::Evalsha } else { self }
     }
 
-    /// The next to try when the server refuses this one with `code`, if that says nothing about the lock itself.
+    /// The next to try when the server refuses this one with `error`, if that says nothing about the lock itself.
     #[must_use]
-    pub fn fallback(self, code: &str) -> Option<Self> {
-        match (self, code) {
-            (Self::Delifeq | Self::Delex, "NOPERM" | "ERR") => Some(Self::Evalsha),
-            (Self::Evalsha, "NOPERM" | "NOSCRIPT") => Some(Self::Eval),
+    pub fn fallback(self, error: &ServerError) -> Option<Self> {
+        let is_refused = matches!(error.code(), "NOPERM" | "NOSCRIPT") || is_unknown_command(error);
+        match self {
+            Self::Delifeq | Self::Delex if is_refused => Some(Self::Evalsha),
+            Self::Evalsha if is_refused => Some(Self::Eval),
             _ => None,
         }
     }
@@ -160,6 +161,12 @@ impl CompareAndDelete {
         let way = self.for_script(&claim.script);
         if way == Self::Evalsha { Self::Eval.command(claim) } else { way.command(claim) }
     }
+}
+
+/// Whether the server has no such command, or has it under another name.
+#[must_use]
+pub fn is_unknown_command(error: &ServerError) -> bool {
+    error.details().is_some_and(|details| details.starts_with("unknown command"))
 }
 
 /// What a reply to [`set`] is worth.

@@ -2,8 +2,8 @@
 
 Worker processes add one to a counter by reading it, dawdling, and writing it, each time under the lock. Meanwhile
 masters are frozen, killed and restarted with their data, their connections are delayed, swallowed, cut and dripped, and
-workers are stopped for longer than their locks last. The counter is the last line of a file, and each line says who wrote
-it, so that every lost update can be laid at somebody's door.
+workers are stopped for longer than their locks last. The counter is the last line of a file, and each line says who
+wrote it, so that every lost update can be laid at somebody's door.
 
 A worker that is stopped between its last look at the clock and its write writes late. No lock with a time limit can
 prevent that (only a fencing token can): such losses are counted apart. Any other is a bug, and the exit code says so.
@@ -134,7 +134,10 @@ class Chaos:
             arguments = [str(counter), str(until), str(self.report.seed + number), str(TTL_MS), *urls]
             self.workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", WORKER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                    [sys.executable, "-c", WORKER, *arguments],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
                 )
             )
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from chaos import Chaos
 
-if TYPE_CHECKING:
-    import pytest
 
-
-def test_no_update_under_the_lock_is_lost(_rig: None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("_rig")
+def test_no_update_under_the_lock_is_lost(record_property):
     """Holders stopped past their time aside, which only fencing can hold back."""
     report = Chaos(seed=7).run(seconds=12)
-    with capsys.disabled():
-        print(f"\n{report}")
+    record_property("report", str(report))
     assert report.updates > 20
     assert sum(report.faults.values()) > 10
     assert report.lost == 0

@@ -68,15 +68,20 @@ class Redlock:
         """
         from redlock import _connections  # noqa: PLC0415 - imports redis-py, which `import redlock` must not
 
-        self.servers = _connections.connect(connection_list)
+        try:
+            self.servers = _connections.connect(connection_list)
+            self._masters = _connections.Masters(self.servers)
+            self._masters.check_distinct()
+        except Warning as warning:
+            # Error trackers show the variables of every frame: not those that hold passwords.
+            connection_list = ()
+            raise warning.with_traceback(None) from None
         self.quorum = len(self.servers) // 2 + 1
         if not self.servers:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
         self.retry_count = retry_count or self.default_retry_count
         self.retry_delay = retry_delay or self.default_retry_delay
-        self._masters = _connections.Masters(self.servers)
-        self._masters.check_distinct()
 
     def __repr__(self) -> str:
         """How many masters; not which, for clients show passwords."""

@@ -61,7 +61,8 @@ class Engine:
 
     Args:
         endpoints: one per master, at least one.
-        log: called with ``(level, message)``, ``level`` as in :mod:`logging`, when a master's state changes: always in the thread of the call that noticed.
+        log: called with ``(level, message)``, ``level`` as in :mod:`logging`, when a master's state changes: always in
+            the thread of the call that noticed.
     """
 
     def __new__(cls, endpoints: Sequence[Endpoint], log: Callable[[int, str], None]) -> Engine: ...

@@ -94,7 +94,7 @@ async fn compare_and_delete(link: Link, claim: Arc<Claim>) -> Result<Value, Erro
     loop {
         let reply = link.call(&way.command(&claim), None).await?;
         let Value::ServerError(error) = &reply else { return Ok(reply) };
-        let Some(next) = way.fallback(error.code()) else { return Ok(reply) };
+        let Some(next) = way.fallback(error) else { return Ok(reply) };
         if error.code() != "NOSCRIPT" {
             link.set_release_by(next);
         }

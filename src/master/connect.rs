@@ -14,7 +14,7 @@ use crate::master::health::Health;
 use crate::master::link::Link;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
-use crate::script::{Claim, CompareAndDelete};
+use crate::script::{Claim, CompareAndDelete, is_unknown_command};
 
 /// Find the master, connect and log in. No deadline of its own: the caller has one for all of it.
 pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
@@ -125,7 +125,7 @@ fn check_role(hello: &Hello) -> Result<(), Error> {
 /// A user without EVAL could lock and never release: find out before the first lock.
 async fn ask_eval(link: &Link) -> Result<(), Error> {
     match link.call(cmd("EVAL").arg("return 1").arg(0), None).await? {
-        Value::ServerError(error) if error.code() == "NOPERM" || is_unknown(&error) => {
+        Value::ServerError(error) if error.code() == "NOPERM" || is_unknown_command(&error) => {
             let why = Error::from(error);
             Err(Error::Setup(format!("may not run EVAL, so that a lock could never be released: {why}").into()))
         }
@@ -144,13 +144,9 @@ async fn may_run(link: &Link, way: CompareAndDelete) -> Result<bool, Error> {
         Value::ServerError(error) if error.code() == "NOPERM" => {
             Ok(error.details().is_some_and(|details| details.contains("access")))
         }
-        Value::ServerError(error) => Ok(!is_unknown(&error)),
+        Value::ServerError(error) => Ok(!is_unknown_command(&error)),
         _ => Ok(true),
     }
-}
-
-fn is_unknown(error: &redis::ServerError) -> bool {
-    error.details().is_some_and(|details| details.starts_with("unknown command"))
 }
 
 /// Two names of one server are one master: `run_id` tells. Asked once, for a user without INFO would fill the ACL log.

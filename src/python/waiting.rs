@@ -1,12 +1,13 @@
 //! How a thread of Python's waits: by `poll(2)`, or, where gevent or eventlet have patched `select`, through that.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyModule};
+use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::clock::{BootClock, Clock};
@@ -61,11 +62,22 @@ pub(super) fn patched_select(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>
 /// Wait through `select`, attached: greenlets share one thread, and would entangle what the binding keeps for each
 /// attached thread.
 pub(super) fn through(select: &Bound<'_, PyAny>, sources: &[Arc<Source>], timeout: Duration) -> PyResult<()> {
-    let number = |source: &Arc<Source>| source.as_fd().as_raw_fd();
-    let reading: Vec<RawFd> = sources.iter().filter(|source| source.wants_read()).map(number).collect();
-    let writing: Vec<RawFd> = sources.iter().filter(|source| source.wants_write()).map(number).collect();
-    select.call1((reading, writing, Vec::<RawFd>::new(), timeout.as_secs_f64()))?;
-    // What is ready is looked up here, for hang-ups count as readiness, and the three lists do not tell them.
+    let any = any_of(sources).map_err(std::io::Error::from)?;
+    let nothing = || Vec::<RawFd>::new();
+    select.call1((vec![any.as_raw_fd()], nothing(), nothing(), timeout.as_secs_f64()))?;
     blocking::poll(sources, Duration::ZERO).map_err(std::io::Error::from)?;
     Ok(())
+}
+
+/// One descriptor that is readable when any source is ready. eventlet's `select` switches to its caller once for each
+/// descriptor that is ready, and the second time it may be waiting for something else.
+fn any_of(sources: &[Arc<Source>]) -> Result<OwnedFd, Errno> {
+    let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for source in sources {
+        let mut interest = epoll::EventFlags::empty();
+        interest.set(epoll::EventFlags::IN, source.wants_read());
+        interest.set(epoll::EventFlags::OUT, source.wants_write());
+        epoll::add(&any, source, epoll::EventData::new_u64(0), interest)?;
+    }
+    Ok(any)
 }

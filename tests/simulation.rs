@@ -1,0 +1,103 @@
+//! The whole stack, RESP included, in a simulated world: one thread, virtual time, one seed. See `docs/simulation.md`.
+//!
+//! `SEED=n` replays one seed with its trace, `BUG=name` plants a bug in it. `SEEDS=n` or `SECONDS=n` run that many or
+//! that long.
+#![allow(clippy::print_stdout, reason = "a report")]
+#![allow(clippy::unwrap_used, reason = "a simulator that is wrong must stop")]
+#![allow(clippy::cast_precision_loss, reason = "for people to read")]
+
+#[allow(unreachable_pub, reason = "a test has no outside")]
+mod simulation {
+    pub mod master;
+    pub mod network;
+    pub mod oracle;
+    pub mod plan;
+    pub mod report;
+    pub mod resp;
+    pub mod runner;
+    pub mod time;
+    pub mod wire;
+    pub mod worker;
+    pub mod world;
+
+    #[cfg(feature = "planted-bugs")]
+    pub use redlock::planted::Bug;
+
+    /// Without the feature there is no bug to plant.
+    #[cfg(not(feature = "planted-bugs"))]
+    #[derive(Debug, Clone, Copy)]
+    pub enum Bug {}
+
+    /// Whether the engine is given a clock that somebody sets.
+    #[cfg(feature = "planted-bugs")]
+    pub fn steps_wall_clock(bug: Option<Bug>) -> bool {
+        bug == Some(Bug::WallClock)
+    }
+
+    /// Whether the protocol library forgets commands that waited too long.
+    #[cfg(feature = "planted-bugs")]
+    pub fn desyncs_replies(bug: Option<Bug>) -> bool {
+        bug == Some(Bug::ReplyDesync)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const fn steps_wall_clock(_: Option<Bug>) -> bool {
+        false
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const fn desyncs_replies(_: Option<Bug>) -> bool {
+        false
+    }
+}
+
+use simulation::plan::Broken;
+use simulation::report;
+use simulation::runner::{self, Seeds};
+
+/// Where seeds start: any other start is as good.
+const FIRST: u64 = 1;
+
+#[test]
+fn nothing_lies() {
+    if let Some(seed) = runner::from_environment("SEED") {
+        return report::replay(seed);
+    }
+    let run = runner::run(Seeds::from_environment(FIRST, 2000), None, None);
+    println!("{run}");
+    assert!(run.grants > 0 && run.contended > 0, "a world in which nothing happens proves nothing");
+    assert!(run.failures.is_empty(), "{}", run.explain());
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in (FIRST..).take(20) {
+        let (once, again) = (runner::one(seed, None, None, true), runner::one(seed, None, None, true));
+        assert_eq!(once.trace, again.trace, "seed {seed}");
+        assert_eq!(once.hash, again.hash, "seed {seed}");
+    }
+    assert_ne!(runner::one(FIRST, None, None, false).hash, runner::one(FIRST + 1, None, None, false).hash);
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn every_planted_bug_is_found() {
+    let seeds = Seeds::range(FIRST, runner::from_environment("PLANTED_SEEDS").unwrap_or(200));
+    let without = runner::run(seeds, None, None);
+    assert!(without.failures.is_empty(), "{}", without.explain());
+    let rows = report::planted(seeds);
+    println!("{}", report::planted_table(&rows));
+    for row in &rows {
+        assert!(row.found() > 0, "{:?} was not found", row.bug);
+    }
+}
+
+#[test]
+fn broken_assumptions_show() {
+    let rows = report::broken(Seeds::range(FIRST, runner::from_environment("BROKEN_SEEDS").unwrap_or(100)));
+    println!("{}", report::broken_table(&rows));
+    for (broken, run) in &rows {
+        let expected = !matches!(broken, None | Some(Broken::ForgetsLong));
+        assert_eq!(run.two_holders() > 0, expected, "{broken:?}: {}", run.explain());
+    }
+}

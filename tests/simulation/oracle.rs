@@ -1,0 +1,509 @@
+//! What must hold, checked against true time and against what the masters really did.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use redlock::engine::acquire::{Held, Vote};
+use redlock::engine::release::Answer;
+use redlock::error::Error;
+use redlock::quorum;
+use redlock::script::{Grant, Release};
+
+use super::master::Did;
+use super::plan::Broken;
+use super::resp::Request;
+use super::time::{MS, Nanos, SECOND};
+use super::wire::open;
+use super::world::{Event, World};
+
+/// What is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// No two clients hold one lock at once that both believe valid.
+    TwoHolders,
+    /// Whoever believes to hold a lock has it on a quorum of masters.
+    NoQuorum,
+    /// What was released, or never held, is gone from every master within reach.
+    LeftBehind,
+    /// A `SET` that came to nothing is followed by its release on the same connection.
+    NotFollowed,
+    /// No key outlives its TTL.
+    Outlived,
+    /// No operation outlives its deadline.
+    Overdue,
+    /// Nothing is written for a round already decided, except its release.
+    TooLate,
+    /// A reply is never taken for another request's.
+    WrongReply,
+    /// Where nothing goes wrong and nobody competes, a lock is granted in one round trip.
+    NotAtOnce,
+}
+
+#[cfg(feature = "planted-bugs")]
+impl Rule {
+    pub const ALL: [Self; 9] = [
+        Self::TwoHolders,
+        Self::NoQuorum,
+        Self::LeftBehind,
+        Self::NotFollowed,
+        Self::Outlived,
+        Self::Overdue,
+        Self::TooLate,
+        Self::WrongReply,
+        Self::NotAtOnce,
+    ];
+}
+
+/// A lock operation, from the call of lock to the end of unlock.
+struct Op {
+    worker: usize,
+    client: usize,
+    session: usize,
+    resource: Vec<u8>,
+    ttl_ms: u64,
+    began: Nanos,
+    began_local: Nanos,
+    paused_before: Nanos,
+    bound: Nanos,
+    is_running: bool,
+    is_contended: bool,
+    is_linked: bool,
+    keys: Vec<Vec<u8>>,
+}
+
+/// One attempt: a key of its own.
+#[derive(Default)]
+struct Attempt {
+    op: usize,
+    began: Nanos,
+    facts: Vec<Facts>,
+    conns: Vec<usize>,
+    /// The turn of its session by whose end it was known to be decided.
+    decided: Option<u64>,
+}
+
+/// What a master really did with a key.
+#[derive(Debug, Default, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "five facts, each true or not yet")]
+struct Facts {
+    granted: bool,
+    refused: bool,
+    shown: bool,
+    released: bool,
+    absent: bool,
+}
+
+/// Somebody believes to hold a lock.
+struct Belief {
+    client: usize,
+    resource: Vec<u8>,
+    key: Vec<u8>,
+    until: Nanos,
+}
+
+/// The books of the one who watches.
+pub struct Oracle {
+    pub violations: BTreeMap<Rule, String>,
+    pub grants: u64,
+    pub contended: u64,
+    masters: usize,
+    ops: Vec<Op>,
+    attempts: BTreeMap<Vec<u8>, Attempt>,
+    beliefs: Vec<Belief>,
+    quiet_since: BTreeMap<Vec<u8>, Nanos>,
+    /// Within a turn: releases written, and attempts that came to nothing.
+    releases: Vec<(usize, Vec<u8>)>,
+    failed: BTreeSet<Vec<u8>>,
+}
+
+impl Oracle {
+    pub fn new(masters: usize) -> Self {
+        Self {
+            violations: BTreeMap::new(),
+            grants: 0,
+            contended: 0,
+            masters,
+            ops: Vec::new(),
+            attempts: BTreeMap::new(),
+            beliefs: Vec::new(),
+            quiet_since: BTreeMap::new(),
+            releases: Vec::new(),
+            failed: BTreeSet::new(),
+        }
+    }
+
+    /// How many have begun so far.
+    pub fn operations(&self) -> usize {
+        self.ops.len()
+    }
+
+    fn owner(&self, session: usize, resource: &[u8], ttl_ms: u64) -> usize {
+        let owns = |op: &Op| op.is_running && op.session == session && op.resource == resource && op.ttl_ms == ttl_ms;
+        self.ops.iter().rposition(owns).unwrap_or(usize::MAX)
+    }
+}
+
+impl World {
+    /// The longest a release may take: over a connection that has to be made, by the last of three commands, and all
+    /// that once more.
+    pub fn release_bound(&self) -> Nanos {
+        let patience = self.plan.socket_timeout.min(500 * MS);
+        2 * (patience + 3 * patience)
+    }
+
+    /// The longest a lock may take: each try its patience and the release of what came to nothing, and the pauses
+    /// between.
+    pub fn lock_bound(&self, ttl_ms: u64) -> Nanos {
+        let patience = (ttl_ms * MS / 2).min(500 * MS);
+        self.plan.tries * (patience + self.release_bound()) + (self.plan.tries - 1) * self.plan.retry_delay
+    }
+
+    pub fn begin_operation(
+        &mut self,
+        worker: usize,
+        session: usize,
+        resource: Vec<u8>,
+        ttl_ms: u64,
+        bound: Nanos,
+    ) -> usize {
+        let op = self.oracle.ops.len();
+        let client = self.seats[session].client;
+        let others = self.oracle.ops.iter_mut().filter(|other| other.is_running && other.resource == resource);
+        let competing = others.map(|other| other.is_contended = true).count() > 0;
+        let held = self.nodes.iter().any(|node| node.master.holder(&resource).is_some());
+        let quiet = self.oracle.quiet_since.get(&resource).copied().unwrap_or(0);
+        let restless = quiet > 0 && self.now() < quiet + 4 * self.plan.longest_delay();
+        let is_contended = competing || held || restless;
+        let linked = |master| {
+            self.conns
+                .iter()
+                .any(|conn| conn.session == session && conn.master == master && conn.is_held && !conn.set.is_empty())
+        };
+        let is_linked = (0..self.nodes.len()).all(linked);
+        self.oracle.ops.push(Op {
+            worker,
+            client,
+            session,
+            resource,
+            ttl_ms,
+            began: self.now(),
+            began_local: self.clients[client].clock.steady(),
+            paused_before: self.clients[client].paused_in_all,
+            bound,
+            is_running: true,
+            is_contended,
+            is_linked,
+            keys: Vec::new(),
+        });
+        self.say(|| format!("worker {worker} locks, op {op}"));
+        op
+    }
+
+    /// The unlock of what `op` locked begins.
+    pub fn restart_operation(&mut self, op: usize, bound: Nanos) {
+        let (now, client) = (self.now(), self.oracle.ops[op].client);
+        let (began_local, paused_before) = (self.clients[client].clock.steady(), self.clients[client].paused_in_all);
+        let entry = &mut self.oracle.ops[op];
+        (entry.began, entry.began_local, entry.paused_before, entry.bound) = (now, began_local, paused_before, bound);
+        let worker = entry.worker;
+        self.say(|| format!("worker {worker} unlocks, op {op}"));
+    }
+
+    fn check_deadline(&mut self, op: usize) {
+        let entry = &self.oracle.ops[op];
+        let client = &self.clients[entry.client];
+        let took = client.clock.steady() - entry.began_local;
+        let paused = (client.paused_in_all - entry.paused_before) / 100 * 101;
+        if took > entry.bound + paused + MS {
+            let what = format!("op {op} took {} ms of {} ms", took / MS, (entry.bound + paused) / MS);
+            self.violation(Rule::Overdue, &what);
+        }
+    }
+
+    /// The engine wrote a command.
+    pub fn note_written(&mut self, conn: usize, request: &Request) {
+        let key = match request[0].as_slice() {
+            b"SET" => return self.note_set(conn, request),
+            b"DELIFEQ" => &request[2],
+            b"DELEX" => &request[3],
+            b"EVAL" | b"EVALSHA" if request[2] == b"1" => &request[4],
+            _ => return,
+        };
+        self.conns[conn].released.push(key.clone());
+        self.oracle.releases.push((conn, key.clone()));
+    }
+
+    fn note_set(&mut self, conn: usize, request: &Request) {
+        let (resource, key, session) = (&request[1], &request[2], self.conns[conn].session);
+        let ttl_ms = std::str::from_utf8(&request[5]).unwrap().parse().unwrap();
+        if !self.oracle.attempts.contains_key(key) {
+            self.begin_attempt(self.oracle.owner(session, resource, ttl_ms), key);
+        }
+        let turn = self.seats[session].turns;
+        let attempt = self.oracle.attempts.get_mut(key).unwrap();
+        attempt.conns.push(conn);
+        let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.plan.is_crowded();
+        self.conns[conn].set.push(key.clone());
+        if late {
+            self.violation(Rule::TooLate, &format!("SET {} on connection {conn}", key.escape_ascii()));
+        }
+    }
+
+    /// A new key: the attempt before it came to nothing.
+    fn begin_attempt(&mut self, op: usize, key: &[u8]) {
+        let (began, facts) = (self.now(), vec![Facts::default(); self.oracle.masters]);
+        let attempt = Attempt { op, began, facts, conns: Vec::new(), decided: None };
+        self.oracle.attempts.insert(key.to_vec(), attempt);
+        if op == usize::MAX {
+            if !self.plan.is_crowded() {
+                self.violation(Rule::TooLate, &format!("SET {} for nobody", key.escape_ascii()));
+            }
+            return;
+        }
+        let keys = &mut self.oracle.ops[op].keys;
+        let before = keys.last().cloned();
+        keys.push(key.to_vec());
+        if let Some(before) = before {
+            self.note_failed(before);
+        }
+    }
+
+    fn note_failed(&mut self, key: Vec<u8>) {
+        let at = self.now() + 12 * self.plan.longest_delay();
+        self.schedule(at, Event::LookForKey { key: key.clone() });
+        self.oracle.failed.insert(key);
+    }
+
+    /// After a turn: what was decided in it, and whether what came to nothing is being cleaned up.
+    pub fn end_turn(&mut self, session: usize) {
+        let turn = self.seats[session].turns;
+        let releases = std::mem::take(&mut self.oracle.releases);
+        let failed = std::mem::take(&mut self.oracle.failed);
+        // A release just before the connection is given up says nothing of the round.
+        let decided = releases.into_iter().filter(|(conn, _)| self.conns[*conn].is_held).map(|(_, key)| key);
+        for key in decided.chain(failed.iter().cloned()) {
+            if let Some(attempt) = self.oracle.attempts.get_mut(&key) {
+                attempt.decided.get_or_insert(turn);
+            }
+        }
+        for key in &failed {
+            self.check_followed(key);
+        }
+    }
+
+    fn check_followed(&mut self, key: &[u8]) {
+        for conn in self.oracle.attempts[key].conns.clone() {
+            let here = &self.conns[conn];
+            let could = here.is_held && !open(&here.wire).is_over() && !self.plan.is_crowded();
+            if could && !here.released.iter().any(|released| released == key) {
+                self.violation(Rule::NotFollowed, &format!("SET {} on connection {conn}", key.escape_ascii()));
+            }
+        }
+    }
+
+    /// The engine closes a connection: what is unanswered on it must be followed by its release.
+    pub fn check_hang_up(&mut self, conn: usize) {
+        let here = &self.conns[conn];
+        if self.plan.is_crowded() || open(&here.wire).is_over() {
+            return;
+        }
+        let left = here.set.iter().find(|key| !here.answered.contains(key) && !here.released.contains(key));
+        if let Some(key) = left {
+            let what = format!("SET {} on connection {conn}, given up", key.escape_ascii());
+            self.violation(Rule::NotFollowed, &what);
+        }
+    }
+
+    /// A master carried out a command.
+    pub fn note_done(&mut self, conn: usize, did: &Did) {
+        let master = self.conns[conn].master;
+        let fact = |oracle: &mut Oracle, key: &[u8], note: fn(&mut Facts)| {
+            if let Some(attempt) = oracle.attempts.get_mut(key) {
+                note(&mut attempt.facts[master]);
+            }
+        };
+        match did {
+            Did::Set { resource, key, granted: true, ttl_ms } => {
+                fact(&mut self.oracle, key, |facts| facts.granted = true);
+                // The slowest clock there is, and 2 ms for its milliseconds.
+                let at = self.now() + ttl_ms * MS / 1000 * 1006 + 2 * MS;
+                self.schedule(at, Event::Outlived { master, resource: resource.clone(), key: key.clone() });
+            }
+            Did::Set { key, granted: false, .. } => fact(&mut self.oracle, key, |facts| facts.refused = true),
+            Did::Got { value: Some(key) } => fact(&mut self.oracle, key, |facts| facts.shown = true),
+            Did::Released { key, gone: true } => fact(&mut self.oracle, key, |facts| facts.released = true),
+            Did::Released { key, gone: false } => fact(&mut self.oracle, key, |facts| facts.absent = true),
+            Did::Got { value: None } | Did::Refused | Did::Other => {}
+        }
+    }
+
+    pub fn check_outlived(&mut self, master: usize, resource: &[u8], key: &[u8]) {
+        if self.nodes[master].master.holder(resource) == Some(key) {
+            self.violation(Rule::Outlived, &format!("{} on master {master}", key.escape_ascii()));
+        }
+    }
+
+    /// A lock was granted: somebody believes in it from now on.
+    pub fn note_granted(&mut self, op: usize, held: &Held) {
+        let key = &held.claim.key;
+        self.remember(&(op, held.validity_ms, key));
+        self.say(|| format!("op {op}: GRANTED {} for {} ms", key.escape_ascii(), held.validity_ms));
+        self.oracle.grants += 1;
+        let entry = &mut self.oracle.ops[op];
+        let (client, resource, is_contended) = (entry.client, entry.resource.clone(), entry.is_contended);
+        self.oracle.contended += u64::from(is_contended);
+        self.check_deadline(op);
+        self.check_votes(key, &held.votes);
+        self.check_at_once(op, true);
+        if let Some(attempt) = self.oracle.attempts.get_mut(key) {
+            attempt.decided.get_or_insert(self.seats[self.oracle.ops[op].session].turns);
+        }
+        let rival = self.oracle.beliefs.iter().find(|other| other.resource == resource && self.believes(other));
+        if let Some(rival) = rival {
+            let what = format!("clients {} and {client} hold {}", rival.client, resource.escape_ascii());
+            self.violation(Rule::TwoHolders, &what);
+        }
+        let until = self.clients[client].clock.steady() + held.validity_ms * MS;
+        self.oracle.beliefs.push(Belief { client, resource, key: key.clone(), until });
+    }
+
+    /// A lock was not granted.
+    pub fn note_refused(&mut self, op: usize, votes: &[Vote]) {
+        self.remember(&(op, votes.len()));
+        self.say(|| format!("op {op}: refused {votes:?}"));
+        self.check_deadline(op);
+        if let Some(key) = self.oracle.ops[op].keys.last().cloned() {
+            // With small send buffers the key of the last try may not have been written to the end.
+            if !self.plan.is_crowded() {
+                self.check_votes(&key, votes);
+            }
+            self.note_failed(key);
+        }
+        self.check_at_once(op, false);
+        self.end_operation(op);
+    }
+
+    /// A lock was given back.
+    pub fn note_unlocked(&mut self, op: usize, key: &[u8], answers: &[Answer]) {
+        self.remember(&(op, answers.len()));
+        self.say(|| format!("op {op}: unlocked {answers:?}"));
+        self.check_deadline(op);
+        for (master, answer) in answers.iter().enumerate() {
+            let Some(attempt) = self.oracle.attempts.get(key) else { continue };
+            let facts = &attempt.facts[master];
+            let is_true = match answer {
+                Ok(Release::Released) => facts.released,
+                Ok(Release::Absent) => facts.absent,
+                Err(error) => !is_foreign(error),
+            };
+            if !is_true {
+                let what = format!("master {master} is said to answer a release with {answer:?}: {facts:?}");
+                self.violation(Rule::WrongReply, &what);
+            }
+        }
+        self.end_operation(op);
+        let at = self.now() + 12 * self.plan.longest_delay();
+        self.schedule(at, Event::LookForKey { key: key.to_vec() });
+    }
+
+    fn end_operation(&mut self, op: usize) {
+        let now = self.now();
+        let entry = &mut self.oracle.ops[op];
+        entry.is_running = false;
+        self.oracle.quiet_since.insert(entry.resource.clone(), now);
+    }
+
+    fn check_votes(&mut self, key: &[u8], votes: &[Vote]) {
+        for (master, vote) in votes.iter().enumerate() {
+            let facts = self.oracle.attempts.get(key).map(|attempt| attempt.facts[master].clone()).unwrap_or_default();
+            let is_true = match vote {
+                Ok(Grant::Granted) => facts.granted,
+                Ok(Grant::Refused) => facts.refused,
+                Err(error) => !is_foreign(error),
+            };
+            if !is_true {
+                self.violation(Rule::WrongReply, &format!("master {master} is said to vote {vote:?}: {facts:?}"));
+            }
+        }
+    }
+
+    /// One round trip on connections that are there; a few more for those to be made.
+    fn check_at_once(&mut self, op: usize, granted: bool) {
+        let entry = &self.oracle.ops[op];
+        let longest = self.plan.longest_delay();
+        let round_trips = if entry.is_linked { 1 } else { 7 };
+        let time_enough = entry.ttl_ms * MS / 2 > 16 * longest && self.plan.is_patient();
+        if !self.is_calm() || entry.is_contended || !time_enough || self.plan.is_crowded() {
+            return;
+        }
+        let took = self.now() - entry.began;
+        if !granted || entry.keys.len() != 1 || took > round_trips * 2 * longest {
+            let what = format!("op {op}: granted {granted}, {} tries, {} µs", entry.keys.len(), took / 1000);
+            self.violation(Rule::NotAtOnce, &what);
+        }
+    }
+
+    fn believes(&self, belief: &Belief) -> bool {
+        let client = &self.clients[belief.client];
+        // Who is stopped between looking and acting acts on what it saw.
+        let blind = self.plan.broken == Some(Broken::ActsBlindly) && self.is_paused(belief.client);
+        client.clock.steady() < belief.until || blind
+    }
+
+    pub fn end_belief(&mut self, key: &[u8]) {
+        self.oracle.beliefs.retain(|belief| belief.key != key);
+    }
+
+    /// On every step: whoever believes has a quorum.
+    pub fn check_beliefs(&mut self) {
+        if self.oracle.beliefs.is_empty() {
+            return;
+        }
+        let mut beliefs = std::mem::take(&mut self.oracle.beliefs);
+        beliefs.retain(|belief| self.believes(belief));
+        for belief in &beliefs {
+            let stands = |node: &&super::world::Node| node.master.holder(&belief.resource) == Some(&*belief.key);
+            let count = self.nodes.iter().filter(stands).count();
+            if count < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
+                let what = format!("client {} has {} on {count} masters", belief.client, belief.key.escape_ascii());
+                self.violation(Rule::NoQuorum, &what);
+            }
+        }
+        self.oracle.beliefs = beliefs;
+    }
+
+    pub fn look_for_key(&mut self, key: &[u8]) {
+        let Some(attempt) = self.oracle.attempts.get(key) else { return };
+        let Some(op) = self.oracle.ops.get(attempt.op) else { return };
+        let (client, resource, began) = (op.client, op.resource.clone(), attempt.began);
+        for master in 0..self.nodes.len() {
+            let there = self.nodes[master].master.holder(&resource) == Some(key);
+            if there && self.was_within_reach(client, master, began) {
+                self.violation(Rule::LeftBehind, &format!("{} on master {master}", key.escape_ascii()));
+            }
+        }
+    }
+
+    /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.
+    fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
+        let faulty = |conn: &super::network::Conn| {
+            conn.client == client && conn.master == master && conn.is_held && conn.is_faulty
+        };
+        let trouble = self.trouble[client][master];
+        let undisturbed = trouble == 0 || trouble + SECOND < since;
+        undisturbed && self.plan.is_patient() && !self.plan.is_crowded() && !self.conns.iter().any(faulty)
+    }
+
+    /// At the end of the world.
+    pub fn check_all_ended(&mut self) {
+        let running = self.oracle.ops.iter().position(|op| op.is_running);
+        if let Some(op) = running {
+            self.violation(Rule::Overdue, &format!("op {op} never ended"));
+        }
+    }
+}
+
+/// No master here answers like that: it was the answer to something else.
+fn is_foreign(error: &Error) -> bool {
+    error.to_string().starts_with("unexpected reply")
+}

@@ -1,0 +1,251 @@
+//! What a seed stands for: who is there, how far apart, and what befalls them.
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+
+use super::master::Kind;
+use super::time::{MS, Nanos, RATE_BOUND_PPM, SECOND};
+
+/// An assumption of Redlock's, broken on purpose, or one of the remedies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// Masters come back at once and without their data.
+    Forgets,
+    /// Masters come back without their data, but only after the longest TTL.
+    ForgetsLong,
+    /// A master's clock jumps forward by an hour.
+    ClockJumps,
+    /// A client's clock runs 5 % slow, beyond what the drift allows for.
+    ClockCrawls,
+    /// A client is stopped after it looked at its lock and before it acts on it.
+    ActsBlindly,
+}
+
+/// How a client's callers share its sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// All at once in one session, as tasks of one event loop.
+    Loop,
+    /// A session for each, as threads with a manager each.
+    Own,
+    /// Whichever came back last, as threads with one manager.
+    Pool,
+}
+
+/// A machine or a process with callers on it.
+#[derive(Debug, Clone)]
+pub struct ClientPlan {
+    pub ppm: i64,
+    pub zero: Nanos,
+    pub sharing: Sharing,
+    pub workers: usize,
+}
+
+/// Something that happens to somebody.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// The process of a master stops; its kernel goes on.
+    Freeze { master: usize, lasting: Nanos },
+    /// The process of a master is killed, and started again.
+    Kill { master: usize, lasting: Nanos, forgets: bool },
+    /// The machine of a master loses power, and gets it back.
+    PowerCut { master: usize, lasting: Nanos, forgets: bool },
+    /// All connections between two are reset.
+    Reset { client: usize, master: usize },
+    /// The master loses the connections without a word.
+    HalfOpen { client: usize, master: usize },
+    /// Nothing gets through between two, and then what was sent does, or the connections are reset.
+    Stall { client: usize, master: usize, lasting: Nanos, reset: bool },
+    /// A client stops: its kernel goes on.
+    Pause { client: usize, lasting: Nanos },
+    /// Somebody sets a client's wall clock. The engine does not look at it.
+    SetWallClock { client: usize, by: i64 },
+    /// `SCRIPT FLUSH`.
+    FlushScripts { master: usize },
+    /// A master answers `SET` with `-OOM`.
+    OutOfMemory { master: usize, lasting: Nanos },
+    /// A master's clock jumps.
+    ClockJump { master: usize, by: i64 },
+}
+
+/// All that is decided before the world begins.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub masters: Vec<(Kind, i64)>,
+    pub clients: Vec<ClientPlan>,
+    /// The shortest delay one way, by client and master.
+    pub delays: Vec<Vec<Nanos>>,
+    /// How much longer than the shortest a delay may be, as a factor of it.
+    pub jitter: u64,
+    /// How many of a thousand packets are late by up to half a second.
+    pub late_per_mille: u32,
+    /// Whether bytes come one by one, in pieces, or as they were sent.
+    pub piece: usize,
+    pub room: usize,
+    pub pushes: bool,
+    pub resources: usize,
+    pub ttl_ms: u64,
+    pub tries: u64,
+    pub retry_delay: Nanos,
+    pub socket_timeout: Nanos,
+    /// When, and after how many operations, nobody begins anything new.
+    pub end: Nanos,
+    pub operations: usize,
+    pub faults: Vec<(Nanos, Fault)>,
+    pub broken: Option<Broken>,
+}
+
+impl Plan {
+    /// The plan of `seed`; the same whatever bug is planted.
+    pub fn new(seed: u64, broken: Option<Broken>) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let masters = (0..random.random_range(1..=7)).map(|_| (kind(&mut random), ppm(&mut random))).collect();
+        let clients = (0..random.random_range(2..=6)).map(|_| client(&mut random)).collect();
+        let ttl_ms = log_uniform(&mut random, 30, 4000);
+        let end = (8 * ttl_ms * MS).clamp(2 * SECOND, 10 * SECOND);
+        let mut plan = Self {
+            seed,
+            masters,
+            clients,
+            delays: Vec::new(),
+            jitter: random.random_range(0..=5),
+            late_per_mille: 0,
+            piece: if random.random_bool(0.2) { random.random_range(1..=9) } else { usize::MAX },
+            room: if random.random_bool(0.1) { random.random_range(20..=200) } else { 1 << 16 },
+            pushes: random.random_bool(0.2),
+            resources: random.random_range(1..=2),
+            ttl_ms,
+            tries: log_uniform(&mut random, 1, 20),
+            retry_delay: log_uniform(&mut random, 2, 200) * MS,
+            socket_timeout: log_uniform(&mut random, 20, 1000) * MS,
+            end,
+            operations: random.random_range(15..=45),
+            faults: Vec::new(),
+            broken,
+        };
+        plan.draw_delays(&mut random);
+        if broken.is_some() {
+            plan.break_it(&mut random);
+        } else if random.random_bool(0.85) {
+            plan.late_per_mille = *[0, 0, 1, 10].choose(&mut random).unwrap();
+            plan.draw_faults(&mut random);
+        }
+        plan
+    }
+
+    /// Whether nothing ever goes wrong.
+    pub fn is_calm(&self) -> bool {
+        self.faults.is_empty() && self.late_per_mille == 0 && self.broken.is_none()
+    }
+
+    /// Whether send buffers are so small that what is decided may be written only much later.
+    pub const fn is_crowded(&self) -> bool {
+        self.room < 1024
+    }
+
+    /// Whether a connection that has to be made is there well before the engine gives up on it.
+    pub fn is_patient(&self) -> bool {
+        self.socket_timeout.min(500 * MS) > 16 * self.longest_delay()
+    }
+
+    /// The longest a packet takes that is not late.
+    pub fn longest_delay(&self) -> Nanos {
+        let longest = self.delays.iter().flatten().max().copied().unwrap_or(0);
+        longest * (self.jitter + 1) + 2 * MS
+    }
+
+    fn draw_delays(&mut self, random: &mut StdRng) {
+        let most = log_uniform(random, 50, 15_000) * 1000;
+        let mut row = || (0..self.masters.len()).map(|_| random.random_range(most / 4..=most)).collect();
+        self.delays = (0..self.clients.len()).map(|_| row()).collect();
+    }
+
+    fn draw_faults(&mut self, random: &mut StdRng) {
+        for _ in 0..random.random_range(0..=12) {
+            let at = random.random_range(0..self.end);
+            let fault = self.fault(random);
+            self.faults.push((at, fault));
+        }
+        for _ in 0..8 {
+            let (at, client) = (random.random_range(0..self.end), random.random_range(0..self.clients.len()));
+            self.faults.push((at, Fault::SetWallClock { client, by: wall_clock_step(random) }));
+        }
+    }
+
+    fn fault(&self, random: &mut StdRng) -> Fault {
+        let (client, master) = (random.random_range(0..self.clients.len()), random.random_range(0..self.masters.len()));
+        let lasting = log_uniform(random, 1, 2000) * MS;
+        let forgets = false;
+        match random.random_range(0..19) {
+            0..=3 => Fault::Freeze { master, lasting },
+            4..=5 => Fault::Kill { master, lasting, forgets },
+            6 => Fault::PowerCut { master, lasting, forgets },
+            7..=8 => Fault::Reset { client, master },
+            9 => Fault::HalfOpen { client, master },
+            10..=13 => Fault::Stall { client, master, lasting, reset: random.random_bool(0.4) },
+            14..=16 => Fault::Pause { client, lasting: lasting.min(3 * self.ttl_ms * MS) },
+            17 => Fault::FlushScripts { master },
+            _ => Fault::OutOfMemory { master, lasting },
+        }
+    }
+
+    /// Break one assumption, again and again, and nothing else.
+    fn break_it(&mut self, random: &mut StdRng) {
+        self.ttl_ms = self.ttl_ms.max(500);
+        self.end = 10 * SECOND;
+        let ttl = self.ttl_ms * MS;
+        for _ in 0..8 {
+            let master = random.random_range(0..self.masters.len());
+            let at = random.random_range(0..self.end);
+            let client = random.random_range(0..self.clients.len());
+            self.faults.extend(match self.broken {
+                Some(Broken::Forgets) => Some((at, Fault::Kill { master, lasting: 5 * MS, forgets: true })),
+                Some(Broken::ForgetsLong) => Some((at, Fault::Kill { master, lasting: ttl + ttl / 50, forgets: true })),
+                Some(Broken::ClockJumps) => Some((at, Fault::ClockJump { master, by: 3600 * SECOND.cast_signed() })),
+                Some(Broken::ActsBlindly) => Some((at, Fault::Pause { client, lasting: ttl + ttl / 2 })),
+                _ => None,
+            });
+        }
+        if self.broken == Some(Broken::ClockCrawls) {
+            self.clients.iter_mut().step_by(2).for_each(|client| client.ppm = -50_000);
+        }
+    }
+}
+
+fn kind(random: &mut StdRng) -> Kind {
+    *Kind::ALL.choose(random).unwrap()
+}
+
+/// The extremes are as likely as all that lies between.
+fn ppm(random: &mut StdRng) -> i64 {
+    let any = random.random_range(-RATE_BOUND_PPM..=RATE_BOUND_PPM);
+    *[-RATE_BOUND_PPM, RATE_BOUND_PPM, any, any].choose(random).unwrap()
+}
+
+fn client(random: &mut StdRng) -> ClientPlan {
+    let sharing = *[Sharing::Loop, Sharing::Own, Sharing::Pool].choose(random).unwrap();
+    ClientPlan {
+        ppm: ppm(random),
+        zero: random.random_range(0..1000 * SECOND),
+        sharing,
+        workers: if sharing == Sharing::Pool {
+            random.random_range(1..=4)
+        } else {
+            *[1, 1, 2, 3].choose(random).unwrap()
+        },
+    }
+}
+
+fn wall_clock_step(random: &mut StdRng) -> i64 {
+    let by = log_uniform(random, 10, 3_600_000).cast_signed() * MS.cast_signed();
+    if random.random_bool(0.5) { by } else { -by }
+}
+
+/// Short and long are equally likely, on a logarithmic scale.
+pub fn log_uniform(random: &mut StdRng, low: u64, high: u64) -> u64 {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let drawn = ((low as f64).ln() + random.random::<f64>() * (high as f64 / low as f64).ln()).exp() as u64;
+    drawn.clamp(low, high)
+}

@@ -1,0 +1,128 @@
+//! What the runs say, for people.
+
+use std::fmt::Write;
+
+use super::Bug;
+#[cfg(feature = "planted-bugs")]
+use super::oracle::Rule;
+use super::plan::{Broken, Plan};
+use super::runner::{self, Run, Seeds};
+
+/// Show one seed, event by event.
+///
+/// # Panics
+///
+/// If the seed fails.
+pub fn replay(seed: u64) {
+    let (bug, broken) = (bug_from_environment(), broken_from_environment());
+    println!("{:#?}", Plan::new(seed, broken));
+    let outcome = runner::one(seed, bug, broken, true);
+    outcome.trace.iter().for_each(|line| println!("{line}"));
+    println!("hash {:016x}, {} events, {} grants", outcome.hash, outcome.events, outcome.grants);
+    assert!(outcome.violations.is_empty(), "SEED={seed}: {:#?}", outcome.violations);
+}
+
+/// Every assumption that can be broken, with its name in the table.
+const BROKEN: [(Option<Broken>, &str); 6] = [
+    (None, "none: masters that crash keep their data, clocks differ by less than 1 %"),
+    (Some(Broken::Forgets), "a master that crashes keeps its data: it comes back at once without"),
+    (Some(Broken::ForgetsLong), "the same, but it stays away for the longest TTL: the remedy"),
+    (Some(Broken::ClockJumps), "a master's clock does not jump: one is set forward by an hour"),
+    (Some(Broken::ClockCrawls), "clocks differ by less than the drift: a client's is 5 % slow"),
+    (Some(Broken::ActsBlindly), "a holder looks at its validity when it acts: one is stopped in between"),
+];
+
+fn broken_from_environment() -> Option<Broken> {
+    let name = std::env::var("BROKEN").ok()?;
+    BROKEN.iter().find_map(|(broken, _)| broken.filter(|broken| format!("{broken:?}") == name))
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+const fn bug_from_environment() -> Option<Bug> {
+    None
+}
+
+/// How often two clients held one lock when an assumption was broken.
+pub fn broken(seeds: Seeds) -> Vec<(Option<Broken>, Run)> {
+    BROKEN.iter().map(|&(broken, _)| (broken, runner::run(seeds, None, broken))).collect()
+}
+
+pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
+    let mut table = "| assumption | seeds | with two holders |\n|---|---|---|\n".to_owned();
+    for ((_, name), (_, run)) in BROKEN.iter().zip(rows) {
+        writeln!(table, "| {name} | {} | {} |", run.seeds, run.two_holders()).unwrap();
+    }
+    into_docs("broken", &table);
+    table
+}
+
+#[cfg(feature = "planted-bugs")]
+mod planted_bugs {
+    use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
+
+    const BUGS: [Bug; 10] = [
+        Bug::QuorumOffByOne,
+        Bug::WallClock,
+        Bug::LateStart,
+        Bug::NoDrift,
+        Bug::NoRelease,
+        Bug::ReleaseWhereGranted,
+        Bug::ReplyDesync,
+        Bug::LateSet,
+        Bug::UnlockWithoutCompare,
+        Bug::SilentGiveUp,
+    ];
+
+    pub fn bug_from_environment() -> Option<Bug> {
+        let name = std::env::var("BUG").ok()?;
+        Some(*BUGS.iter().find(|bug| format!("{bug:?}") == name).unwrap_or_else(|| panic!("BUG={name}: of {BUGS:?}")))
+    }
+
+    /// What became of the seeds with a bug planted.
+    pub struct Row {
+        pub bug: Bug,
+        pub with: Run,
+    }
+
+    impl Row {
+        pub fn found(&self) -> usize {
+            self.with.failures.len()
+        }
+    }
+
+    /// Every bug over the same seeds.
+    pub fn planted(seeds: Seeds) -> Vec<Row> {
+        BUGS.iter().map(|&bug| Row { bug, with: runner::run(seeds, Some(bug), None) }).collect()
+    }
+
+    pub fn planted_table(rows: &[Row]) -> String {
+        let mut table = "| planted | seeds | found in | two holders | found by |\n|---|---|---|---|---|\n".to_owned();
+        for row in rows {
+            let (seeds, two) = (row.with.seeds, row.with.two_holders());
+            writeln!(table, "| {:?} | {seeds} | {} | {two} | {} |", row.bug, row.found(), rules(&row.with)).unwrap();
+        }
+        into_docs("planted", &table);
+        table
+    }
+
+    fn rules(run: &Run) -> String {
+        let counted = Rule::ALL.iter().map(|&rule| (rule, run.count(rule))).filter(|&(_, count)| count > 0);
+        counted.map(|(rule, count)| format!("{rule:?} {count}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use planted_bugs::{bug_from_environment, planted, planted_table};
+
+/// With `WRITE_DOCS` set, put `table` into the documentation, between its markers.
+fn into_docs(name: &str, table: &str) {
+    if std::env::var_os("WRITE_DOCS").is_none() {
+        return;
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/simulation.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
+    let (before, rest) = text.split_once(&begin).unwrap();
+    let (_, after) = rest.split_once(&end).unwrap();
+    std::fs::write(path, format!("{before}{begin}\n{table}\n{end}{after}")).unwrap();
+}

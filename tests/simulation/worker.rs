@@ -1,0 +1,211 @@
+//! The callers: lock, work, unlock, again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use rand::RngExt;
+use redlock::engine::acquire::{Held, Request, Vote, acquire};
+use redlock::engine::release::{Answer, release};
+use redlock::quorum;
+use redlock::script::Claim;
+use tokio::sync::oneshot;
+
+use super::plan::{Sharing, log_uniform};
+use super::time::{MS, Nanos};
+use super::world::{Event, World};
+
+/// One caller: a thread or a task of a client.
+pub struct Worker {
+    client: usize,
+    number: usize,
+    /// The session it always uses, unless it takes one from the pool.
+    session: Option<usize>,
+    pub doing: Doing,
+}
+
+/// What a caller is doing; operations by their index in the oracle's books.
+pub enum Doing {
+    Resting,
+    Locking {
+        op: usize,
+        session: usize,
+        result: oneshot::Receiver<Result<Held, Vec<Vote>>>,
+        cancel: Option<oneshot::Sender<()>>,
+    },
+    Holding {
+        op: usize,
+        claim: Arc<Claim>,
+    },
+    Unlocking {
+        op: usize,
+        session: usize,
+        claim: Arc<Claim>,
+        result: oneshot::Receiver<Vec<Answer>>,
+    },
+}
+
+impl World {
+    pub fn add_worker(&mut self, client: usize, number: usize, session: Option<usize>) {
+        let session = match self.clients[client].plan.sharing {
+            Sharing::Own => Some(self.new_session(client)),
+            Sharing::Loop | Sharing::Pool => session,
+        };
+        let worker = self.workers.len();
+        self.workers.push(Worker { client, number, session, doing: Doing::Resting });
+        self.rest(worker);
+    }
+
+    fn rest(&mut self, worker: usize) {
+        let at = self.now() + log_uniform(&mut self.random, 1000, self.plan.ttl_ms * MS / 2);
+        self.schedule(at, Event::Step { worker });
+    }
+
+    /// A worker goes on, unless its process is stopped.
+    pub fn step(&mut self, worker: usize) {
+        let client = self.workers[worker].client;
+        if self.is_paused(client) {
+            let until = self.clients[client].paused_until;
+            return self.schedule(until, Event::Step { worker });
+        }
+        match std::mem::replace(&mut self.workers[worker].doing, Doing::Resting) {
+            Doing::Resting if self.may_begin() => self.begin_lock(worker),
+            Doing::Holding { op, claim } => self.begin_unlock(worker, op, claim),
+            other => self.workers[worker].doing = other,
+        }
+    }
+
+    fn may_begin(&self) -> bool {
+        self.now() < self.plan.end && self.oracle.operations() < self.plan.operations
+    }
+
+    fn begin_lock(&mut self, worker: usize) {
+        let session = self.take_session(worker);
+        let resource = format!("lock-{}", self.random.random_range(0..self.plan.resources)).into_bytes();
+        // The TTL tells the callers of one session apart, for a SET says nothing else of who wanted it.
+        let ttl_ms = self.plan.ttl_ms / 4 * 4 + self.workers[worker].number as u64;
+        let request = Request {
+            resource: resource.clone(),
+            ttl_ms,
+            drift_ms: ttl_ms / 100 + 2,
+            quorum: quorum::majority(self.nodes.len()),
+            tries: self.plan.tries,
+            retry_delay: Duration::from_nanos(self.plan.retry_delay),
+            script: Arc::default(),
+            key: None,
+        };
+        let op = self.begin_operation(worker, session, resource, ttl_ms, self.lock_bound(ttl_ms));
+        let (cancel, cancelled) = oneshot::channel();
+        let result = self.seats[session]
+            .session
+            .start(move |masters| async move { acquire(&masters, &request, cancelled.fuse()).await });
+        self.workers[worker].doing = Doing::Locking { op, session, result, cancel: Some(cancel) };
+        self.seats[session].dirty = true;
+        if self.random.random_bool(0.05) && !self.is_calm() {
+            let at = self.now() + log_uniform(&mut self.random, 1000, 500 * MS);
+            self.schedule(at, Event::Cancel { worker, op });
+        }
+    }
+
+    fn begin_unlock(&mut self, worker: usize, op: usize, claim: Arc<Claim>) {
+        self.end_belief(&claim.key);
+        let session = self.take_session(worker);
+        self.restart_operation(op, self.release_bound());
+        let released = Arc::clone(&claim);
+        let result =
+            self.seats[session].session.start(move |masters| async move { release(&masters, &released).await });
+        self.workers[worker].doing = Doing::Unlocking { op, session, claim, result };
+        self.seats[session].dirty = true;
+    }
+
+    pub fn cancel(&mut self, worker: usize, wanted: usize) {
+        if let Doing::Locking { op, session, cancel, .. } = &mut self.workers[worker].doing
+            && *op == wanted
+            && let Some(cancel) = cancel.take()
+        {
+            _ = cancel.send(());
+            self.seats[*session].dirty = true;
+        }
+    }
+
+    /// As the blocking host does: what came in since the last operation comes first.
+    fn take_session(&mut self, worker: usize) -> usize {
+        let Worker { client, session, .. } = self.workers[worker];
+        let session = session.or_else(|| self.clients[client].idle.pop()).unwrap_or_else(|| self.new_session(client));
+        if !self.seats[session].attended {
+            self.seats[session].attended = true;
+            self.seats[session].session.resume();
+            self.turn(session);
+        }
+        session
+    }
+
+    fn give_session(&mut self, worker: usize, session: usize) {
+        let Worker { client, .. } = self.workers[worker];
+        let sharing = self.clients[client].plan.sharing;
+        if sharing != Sharing::Loop {
+            self.seats[session].session.leave();
+            self.seats[session].attended = false;
+        }
+        if sharing == Sharing::Pool {
+            self.clients[client].idle.push(session);
+        }
+    }
+
+    /// Take the results of operations that ended in a turn of `session`.
+    pub fn end_operations(&mut self, session: usize) {
+        for worker in 0..self.workers.len() {
+            match &mut self.workers[worker].doing {
+                Doing::Locking { op, session: at, result, .. } if *at == session => {
+                    if let (op, Ok(result)) = (*op, result.try_recv()) {
+                        self.end_lock(worker, op, session, result);
+                    }
+                }
+                Doing::Unlocking { op, session: at, claim, result } if *at == session => {
+                    if let (op, claim, Ok(answers)) = (*op, Arc::clone(claim), result.try_recv()) {
+                        self.end_unlock(worker, op, session, &claim, &answers);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn end_lock(&mut self, worker: usize, op: usize, session: usize, result: Result<Held, Vec<Vote>>) {
+        self.give_session(worker, session);
+        match result {
+            Ok(held) => {
+                self.note_granted(op, &held);
+                let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
+                let at = self.end_of_work(worker, until);
+                self.workers[worker].doing = Doing::Holding { op, claim: held.claim };
+                self.schedule(at, Event::Step { worker });
+            }
+            Err(votes) => {
+                self.note_refused(op, &votes);
+                self.workers[worker].doing = Doing::Resting;
+                self.rest(worker);
+            }
+        }
+    }
+
+    fn end_unlock(&mut self, worker: usize, op: usize, session: usize, claim: &Claim, answers: &[Answer]) {
+        self.give_session(worker, session);
+        self.note_unlocked(op, &claim.key, answers);
+        self.workers[worker].doing = Doing::Resting;
+        self.rest(worker);
+    }
+
+    /// At once, or after a while, or when nothing is left of the lock, or later than that.
+    fn end_of_work(&mut self, worker: usize, until: Nanos) -> Nanos {
+        let end = self.clients[self.workers[worker].client].clock.when_steady(until);
+        let left = end.saturating_sub(self.now());
+        match self.random.random_range(0..10) {
+            0..=1 => self.now() + self.random.random_range(0..=left.min(MS)),
+            2..=4 => self.now() + left / 4,
+            5..=6 => self.now() + left - left / 200,
+            7 => end,
+            _ => end + left / 2,
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! The world: true time, what happens in it in which order, and everybody who is there.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use redlock::engine::Session;
+use redlock::master::endpoint::{Address, Endpoint};
+use redlock::master::health::{Health, Journal};
+
+use super::master::Master;
+use super::network::{Conn, Item};
+use super::oracle::{Oracle, Rule};
+use super::plan::{ClientPlan, Fault, Plan, Sharing};
+use super::time::{Clock, MS, Nanos, SECOND};
+use super::wire::{Deeds, Host, open};
+use super::worker::Worker;
+use super::{Bug, steps_wall_clock};
+
+/// What happens at one instant.
+#[derive(Debug, Hash)]
+pub enum Event {
+    /// Something arrives at a master.
+    Up { conn: usize, item: Item },
+    /// Something arrives at a client.
+    Down { conn: usize, item: Item },
+    /// A session's next deadline, in its own time.
+    Timer { session: usize, deadline: Nanos },
+    /// A worker does what it does next.
+    Step { worker: usize },
+    /// The caller of a worker gives up.
+    Cancel { worker: usize, op: usize },
+    /// A fault of the plan, by its index.
+    Fault { index: usize },
+    /// A frozen, dead or loading master may be well again.
+    Recover { master: usize },
+    /// A stalled path ends in resets.
+    Break { client: usize, master: usize },
+    /// A paused client goes on.
+    Resume { client: usize },
+    /// The protocol library with the planted bug stops waiting for the reply to a command.
+    Forget { conn: usize, command: u64 },
+    /// By now an operation that ended must have left nothing on masters that were within reach.
+    LookForKey { key: Vec<u8> },
+    /// By now a key has outlived its TTL.
+    Outlived { master: usize, resource: Vec<u8>, key: Vec<u8> },
+}
+
+/// A master as the world knows it: whether it runs.
+pub struct Node {
+    pub master: Master,
+    pub frozen_until: Nanos,
+    pub down_until: Nanos,
+    pub unpowered_until: Nanos,
+    pub loading_until: Nanos,
+    pub full_until: Nanos,
+}
+
+impl Node {
+    pub fn is_up(&self, now: Nanos) -> bool {
+        now >= self.down_until
+    }
+
+    pub fn has_power(&self, now: Nanos) -> bool {
+        now >= self.unpowered_until
+    }
+
+    pub fn serves(&self, now: Nanos) -> bool {
+        self.is_up(now) && now >= self.frozen_until
+    }
+}
+
+/// A process with sessions.
+pub struct Client {
+    pub plan: ClientPlan,
+    pub clock: Arc<Clock>,
+    pub healths: Vec<(Arc<Endpoint>, Arc<Health>)>,
+    pub idle: Vec<usize>,
+    pub paused_until: Nanos,
+    pub paused_in_all: Nanos,
+    pub paused_at: Nanos,
+}
+
+/// A session and who drives it.
+pub struct Seat {
+    pub session: Session,
+    pub client: usize,
+    pub attended: bool,
+    pub dirty: bool,
+    pub armed: Option<Nanos>,
+    pub turns: u64,
+}
+
+/// How one seed ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub violations: BTreeMap<Rule, String>,
+    pub hash: u64,
+    pub events: u64,
+    pub grants: u64,
+    pub contended: u64,
+    pub trace: Vec<String>,
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub bug: Option<Bug>,
+    pub random: StdRng,
+    pub nodes: Vec<Node>,
+    pub clients: Vec<Client>,
+    pub seats: Vec<Seat>,
+    pub workers: Vec<Worker>,
+    pub conns: Vec<Conn>,
+    /// Until when nothing gets through, by client and master.
+    pub blocked: Vec<Vec<Nanos>>,
+    /// When the last trouble between them ends, by client and master.
+    pub trouble: Vec<Vec<Nanos>>,
+    pub deeds: Arc<Mutex<Deeds>>,
+    pub oracle: Oracle,
+    truth: Arc<AtomicU64>,
+    queue: BTreeMap<(Nanos, u64), Event>,
+    scheduled: u64,
+    events: u64,
+    hasher: DefaultHasher,
+    trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub fn new(plan: Plan, bug: Option<Bug>, traced: bool) -> Self {
+        let truth = Arc::new(AtomicU64::new(0));
+        let quiet = vec![vec![0; plan.masters.len()]; plan.clients.len()];
+        let mut world = Self {
+            random: StdRng::seed_from_u64(plan.seed ^ 0x5eed),
+            nodes: Vec::new(),
+            clients: Vec::new(),
+            seats: Vec::new(),
+            workers: Vec::new(),
+            conns: Vec::new(),
+            blocked: quiet.clone(),
+            trouble: quiet,
+            deeds: Arc::default(),
+            oracle: Oracle::new(plan.masters.len()),
+            truth,
+            queue: BTreeMap::new(),
+            scheduled: 0,
+            events: 0,
+            hasher: DefaultHasher::new(),
+            trace: traced.then(Vec::new),
+            plan,
+            bug,
+        };
+        world.populate();
+        world
+    }
+
+    fn populate(&mut self) {
+        for (index, &(kind, ppm)) in self.plan.masters.iter().enumerate() {
+            let master = Master::new(index, kind, Clock::new(&self.truth, ppm, SECOND));
+            let (frozen_until, down_until, unpowered_until, loading_until, full_until) = (0, 0, 0, 0, 0);
+            self.nodes.push(Node { master, frozen_until, down_until, unpowered_until, loading_until, full_until });
+        }
+        for index in 0..self.plan.clients.len() {
+            self.add_client(index);
+        }
+        for (index, at) in self.plan.faults.iter().map(|(at, _)| *at).enumerate().collect::<Vec<_>>() {
+            self.schedule(at, Event::Fault { index });
+        }
+    }
+
+    fn add_client(&mut self, index: usize) {
+        let plan = self.plan.clients[index].clone();
+        let journal = Arc::new(Journal::default());
+        let healths = (0..self.nodes.len()).map(|master| {
+            let endpoint = self.endpoint(master);
+            let health = Health::new(endpoint.to_string(), Arc::clone(&journal));
+            (Arc::new(endpoint), Arc::new(health))
+        });
+        let (healths, clock) = (healths.collect(), Arc::new(Clock::new(&self.truth, plan.ppm, plan.zero)));
+        let (idle, workers) = (Vec::new(), plan.workers);
+        let shared = plan.sharing == Sharing::Loop;
+        self.clients.push(Client { plan, clock, healths, idle, paused_until: 0, paused_in_all: 0, paused_at: 0 });
+        let session = shared.then(|| self.new_session(index));
+        for number in 0..workers {
+            self.add_worker(index, number, session);
+        }
+    }
+
+    fn endpoint(&self, master: usize) -> Endpoint {
+        let port = u16::try_from(master).unwrap();
+        let mut endpoint = Endpoint::new(Address::Tcp { host: "master".into(), port });
+        endpoint.socket_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
+        endpoint.connect_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
+        endpoint
+    }
+
+    /// A session without connections; driven whenever there is something to do if it is an event loop's.
+    pub fn new_session(&mut self, client: usize) -> usize {
+        let session = self.seats.len();
+        let host = Host {
+            session,
+            clock: Arc::clone(&self.clients[client].clock),
+            random: Mutex::new(StdRng::from_rng(&mut self.random)),
+            room: self.plan.room,
+            deeds: Arc::clone(&self.deeds),
+        };
+        self.seats.push(Seat {
+            session: Session::new(&self.clients[client].healths, Arc::new(host)),
+            client,
+            attended: self.clients[client].plan.sharing == Sharing::Loop,
+            dirty: false,
+            armed: None,
+            turns: 0,
+        });
+        session
+    }
+
+    pub fn now(&self) -> Nanos {
+        self.truth.load(Ordering::Relaxed)
+    }
+
+    /// Have `event` happen at `at`, after all that is already to happen then.
+    pub fn schedule(&mut self, at: Nanos, event: Event) {
+        self.queue.insert((at.max(self.now()), self.scheduled), event);
+        self.scheduled += 1;
+    }
+
+    /// Write a line into the trace, if there is one.
+    pub fn say(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now();
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>14.6} ms  {}", Duration::from_nanos(now).as_secs_f64() * 1e3, line()));
+        }
+    }
+
+    /// Make what the engine answered part of the hash.
+    pub fn remember(&mut self, what: &impl Hash) {
+        what.hash(&mut self.hasher);
+    }
+
+    /// Note that `rule` was broken.
+    pub fn violation(&mut self, rule: Rule, what: &str) {
+        self.say(|| format!("VIOLATION {rule:?}: {what}"));
+        let now = self.now();
+        self.oracle.violations.entry(rule).or_insert_with(|| format!("at {:.3} ms: {what}", now as f64 / 1e6));
+    }
+
+    /// Let everything happen, until nothing more will.
+    pub fn run(mut self) -> Outcome {
+        let last = self.plan.end + 400 * SECOND;
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            if at > last || self.events > 2_000_000 {
+                self.violation(Rule::Overdue, "the world does not come to rest");
+                break;
+            }
+            self.truth.store(at, Ordering::Relaxed);
+            self.events += 1;
+            (at, &event).hash(&mut self.hasher);
+            self.say(|| event.to_string());
+            self.happen(event);
+            self.settle();
+            self.check_beliefs();
+        }
+        self.check_all_ended();
+        Outcome {
+            hash: self.hasher.finish(),
+            events: self.events,
+            grants: self.oracle.grants,
+            contended: self.oracle.contended,
+            violations: std::mem::take(&mut self.oracle.violations),
+            trace: self.trace.take().unwrap_or_default(),
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Up { conn, item } => self.arrive_at_master(conn, item),
+            Event::Down { conn, item } => self.arrive_at_client(conn, item),
+            Event::Timer { session, deadline } => {
+                let seat = &mut self.seats[session];
+                if seat.armed == Some(deadline) {
+                    (seat.armed, seat.dirty) = (None, true);
+                }
+            }
+            Event::Step { worker } => self.step(worker),
+            Event::Cancel { worker, op } => self.cancel(worker, op),
+            Event::Fault { index } => self.befall(index),
+            Event::Recover { master } => self.recover(master),
+            Event::Break { client, master } => self.reset_all(client, master),
+            Event::Resume { client } => self.resume(client),
+            Event::Forget { conn, command } => self.forget_command(conn, command),
+            Event::LookForKey { key } => self.look_for_key(&key),
+            Event::Outlived { master, resource, key } => self.check_outlived(master, &resource, &key),
+        }
+    }
+
+    /// Give every session that has something to do its turns, until none has.
+    fn settle(&mut self) {
+        while let Some(session) = (0..self.seats.len()).find(|&session| self.has_turn(session)) {
+            self.turn(session);
+        }
+    }
+
+    fn has_turn(&self, session: usize) -> bool {
+        let seat = &self.seats[session];
+        seat.dirty && seat.attended && !self.is_paused(seat.client)
+    }
+
+    pub fn is_paused(&self, client: usize) -> bool {
+        self.now() < self.clients[client].paused_until
+    }
+
+    pub fn turn(&mut self, session: usize) {
+        let seat = &mut self.seats[session];
+        seat.dirty = false;
+        seat.turns += 1;
+        seat.session.turn();
+        self.carry_out_deeds();
+        self.end_operations(session);
+        self.end_turn(session);
+        self.arm(session);
+    }
+
+    fn arm(&mut self, session: usize) {
+        let seat = &mut self.seats[session];
+        let deadline = seat.session.wait().deadline.map(|at| Nanos::try_from(at.since_zero().as_nanos()).unwrap());
+        if seat.armed == deadline {
+            return;
+        }
+        seat.armed = deadline;
+        if let Some(deadline) = deadline {
+            let at = self.clients[self.seats[session].client].clock.when_shown(deadline);
+            self.schedule(at, Event::Timer { session, deadline });
+        }
+    }
+
+    fn carry_out_deeds(&mut self) {
+        let deeds = std::mem::take(&mut open(&self.deeds).list);
+        for deed in deeds {
+            self.carry_out(deed);
+        }
+    }
+
+    /// A fault of the plan strikes.
+    fn befall(&mut self, index: usize) {
+        let (now, fault) = (self.now(), self.plan.faults[index].1.clone());
+        self.say(|| format!("FAULT {fault:?}"));
+        match fault {
+            Fault::Freeze { master, lasting } => {
+                self.nodes[master].frozen_until = self.nodes[master].frozen_until.max(now + lasting);
+                self.trouble_all(master, now + lasting);
+            }
+            Fault::Kill { master, lasting, forgets } => self.kill(master, lasting, forgets, true),
+            Fault::PowerCut { master, lasting, forgets } => self.kill(master, lasting, forgets, false),
+            Fault::Reset { client, master } => self.reset_all(client, master),
+            Fault::HalfOpen { client, master } => self.half_open(client, master),
+            Fault::Stall { client, master, lasting, reset } => self.stall(client, master, lasting, reset),
+            Fault::Pause { client, lasting } => self.pause(client, lasting),
+            Fault::SetWallClock { client, by } => {
+                if steps_wall_clock(self.bug) {
+                    self.set_wall_clock(client, by);
+                }
+            }
+            Fault::FlushScripts { master } => self.nodes[master].master.flush_scripts(),
+            Fault::OutOfMemory { master, lasting } => {
+                self.nodes[master].full_until = now + lasting;
+                self.nodes[master].master.out_of_memory = true;
+                self.schedule(now + lasting, Event::Recover { master });
+                self.trouble_all(master, now + lasting);
+            }
+            Fault::ClockJump { master, by } => self.nodes[master].master.clock.step(by),
+        }
+        if let Fault::Freeze { master, lasting } = fault {
+            self.schedule(now + lasting, Event::Recover { master });
+        }
+    }
+
+    fn kill(&mut self, master: usize, lasting: Nanos, forgets: bool, powered: bool) {
+        let now = self.now();
+        let loading = lasting / 8;
+        let node = &mut self.nodes[master];
+        node.down_until = node.down_until.max(now + lasting);
+        node.loading_until = node.down_until + loading;
+        if !powered {
+            node.unpowered_until = node.down_until;
+        }
+        if forgets {
+            node.master.forget();
+        }
+        node.master.flush_scripts();
+        node.master.loading = true;
+        let (up, loaded) = (node.down_until, node.loading_until);
+        self.drop_connections(master, powered);
+        self.trouble_all(master, loaded);
+        self.schedule(up, Event::Recover { master });
+        self.schedule(loaded, Event::Recover { master });
+    }
+
+    /// A master that may be well again carries out what has piled up.
+    fn recover(&mut self, master: usize) {
+        let now = self.now();
+        let node = &mut self.nodes[master];
+        node.master.loading = now < node.loading_until;
+        node.master.out_of_memory = now < node.full_until;
+        if node.serves(now) {
+            self.serve_all(master);
+        }
+    }
+
+    fn pause(&mut self, client: usize, lasting: Nanos) {
+        let (now, paused) = (self.now(), self.is_paused(client));
+        let client_state = &mut self.clients[client];
+        if !paused {
+            client_state.paused_at = now;
+        }
+        client_state.paused_until = client_state.paused_until.max(now + lasting);
+        let until = client_state.paused_until;
+        self.schedule(until, Event::Resume { client });
+    }
+
+    fn resume(&mut self, client: usize) {
+        if self.is_paused(client) {
+            return;
+        }
+        let now = self.now();
+        let client_state = &mut self.clients[client];
+        client_state.paused_in_all += now.saturating_sub(client_state.paused_at);
+        client_state.paused_at = now;
+        self.touch(client);
+    }
+
+    fn touch(&mut self, client: usize) {
+        self.seats.iter_mut().filter(|seat| seat.client == client).for_each(|seat| seat.dirty = true);
+    }
+
+    fn set_wall_clock(&mut self, client: usize, by: i64) {
+        self.clients[client].clock.step(by);
+        self.seats.iter_mut().filter(|seat| seat.client == client).for_each(|seat| seat.armed = None);
+        self.touch(client);
+    }
+
+    /// Note trouble between `master` and everybody until `until`.
+    fn trouble_all(&mut self, master: usize, until: Nanos) {
+        for client in 0..self.clients.len() {
+            self.trouble_between(client, master, until);
+        }
+    }
+
+    pub fn trouble_between(&mut self, client: usize, master: usize, until: Nanos) {
+        let trouble = &mut self.trouble[client][master];
+        *trouble = (*trouble).max(until);
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.plan.is_calm()
+    }
+}
+
+impl std::fmt::Display for Event {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Up { conn, item } => write!(f, "conn {conn} -> master  {item}"),
+            Self::Down { conn, item } => write!(f, "conn {conn} -> client  {item}"),
+            Self::LookForKey { key } => write!(f, "look for {}", key.escape_ascii()),
+            Self::Outlived { master, key, .. } => write!(f, "master {master}: outlived {}", key.escape_ascii()),
+            Self::Timer { session, deadline } => {
+                write!(f, "session {session}: timer {:.3} ms", *deadline as f64 / MS as f64)
+            }
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
