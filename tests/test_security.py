@@ -248,6 +248,24 @@ def test_a_server_that_quotes_its_arguments_is_not_quoted(scripted, said):
     assert lock.key.decode() not in said()
 
 
+LINES = b"ERR a\r\nCRITICAL forged\nanother\x1b[2J"
+UNRULY = {
+    "lines": b"!%d\r\n%s\r\n" % (len(LINES), LINES),
+    "pages": b"-ERR " + b"x" * 50_000 + b"\r\n",
+    "no RESP": b"!3\r\nERR and more\r\n",
+}
+
+
+@pytest.mark.parametrize("text", UNRULY)
+def test_a_server_writes_no_lines_of_its_own_into_the_log(scripted, caplog, text):
+    dlm = Redlock([scripted(lambda command: UNRULY[text] if command.name in ("SET", "EVALSHA") else None).url], 1)
+    assert dlm.lock("lock:a", TTL) is False
+    dlm.unlock(FORGED)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages
+    assert [message for message in messages if not message.isprintable() or len(message) > 600] == []
+
+
 # -- rights ------------------------------------------------------------------------------------------------------------
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "security.md").read_text()

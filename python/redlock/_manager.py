@@ -55,9 +55,9 @@ class Redlock:
         """Remember the masters; nothing connects yet.
 
         Args:
-            connection_list: per master a URL (``redis://``, ``rediss://``, ``unix://``, with redis-py's options), a
-                mapping of ``redis.StrictRedis`` arguments, or a client. Clients other than plain redis-py ones have
-                their own ``set`` and ``eval`` called, one after another.
+            connection_list: per master a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``, with
+                redis-py's options), a mapping of ``redis.StrictRedis`` arguments, or a client. Clients other than plain
+                redis-py ones have their own ``set`` and ``eval`` called, one after another.
             retry_count: how often to try; 0 and ``None`` mean ``default_retry_count``, less than 0 never.
             retry_delay: the longest pause between two tries in seconds; 0 and ``None`` mean ``default_retry_delay``.
 
