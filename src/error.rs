@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use redis::RedisError;
 
+/// Characters of a server's words that are worth a log line.
+const LONGEST_TEXT: usize = 300;
+
 /// Why a master gave no vote. Cloned to everybody who waits for the same connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -37,13 +40,13 @@ impl Error {
     /// An I/O error met while connecting.
     #[must_use]
     pub fn connect(error: &dyn std::fmt::Display) -> Self {
-        Self::Connect(error.to_string().into())
+        Self::Connect(one_line(&error.to_string()).into())
     }
 
     /// An error of the master's own.
     #[must_use]
     pub fn reply(error: &dyn std::fmt::Display) -> Self {
-        Self::Reply(error.to_string().into())
+        Self::Reply(one_line(&error.to_string()).into())
     }
 }
 
@@ -67,9 +70,15 @@ impl From<redis::ServerError> for Error {
 /// keys of locks are among them.
 pub(crate) fn server_text(error: &RedisError) -> String {
     let detail = error.detail().map(|detail| detail.split(", with args beginning with").next().unwrap_or_default());
-    match (error.code(), detail) {
+    one_line(&match (error.code(), detail) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         (Some(code), None) => code.to_owned(),
         (None, _) => error.to_string(),
-    }
+    })
+}
+
+/// A server's words as a part of one line of a log: a bulk error may have lines of its own, and go on for pages.
+fn one_line(text: &str) -> String {
+    let plain = |c: char| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c };
+    text.chars().map(plain).take(LONGEST_TEXT).collect()
 }

@@ -131,7 +131,9 @@ impl Attempt {
         };
         let wanted = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
         let answer = master.call(&self.claim.resource, exchange, wanted).await?;
-        match script::grant(answer.value)? {
+        let grant = script::grant(answer.value)?;
+        master.voted();
+        match grant {
             Grant::Refused if answer.repeated => self.is_ours(&master).await,
             grant => Ok(grant),
         }

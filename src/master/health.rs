@@ -116,10 +116,18 @@ impl Health {
         record.failures > 0 && record.slow
     }
 
-    /// It answered, be it with a refusal.
+    /// It answered. That it executes other commands does not mend an error with which it answers a `SET`.
     pub fn answered(&self) {
         let mut record = locked(&self.record);
         record.failures = 0;
+        if record.reported.take_if(|reported| !matches!(reported, Error::Reply(_))).is_some() {
+            self.journal.push(Level::Info, format!("master {} answers again", self.name));
+        }
+    }
+
+    /// It granted or refused a lock: all is well.
+    pub fn voted(&self) {
+        let mut record = locked(&self.record);
         if record.reported.take().is_some() {
             self.journal.push(Level::Info, format!("master {} answers again", self.name));
         }
@@ -204,6 +212,17 @@ mod tests {
         health.failed(&Error::NoAnswer, at(0), &mut random);
         health.answered_with(&Error::Reply("OOM".into()));
         assert_eq!(journal.take().len(), 2);
+    }
+
+    #[test]
+    fn only_a_vote_ends_an_error_that_was_answered() {
+        let (health, journal, _) = health();
+        health.answered_with(&Error::Reply("OOM".into()));
+        health.answered();
+        health.answered_with(&Error::Reply("OOM".into()));
+        assert_eq!(journal.take().len(), 1);
+        health.voted();
+        assert_eq!(journal.take(), [(Level::Info, "master a:1/0 answers again".to_owned())]);
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Master {
         self.handle.with_random(|random| self.health.standing(self.handle.now(), random))
     }
 
+    /// It granted or refused a lock: what was wrong with it is over.
+    pub fn voted(&self) {
+        self.health.voted();
+    }
+
     /// Whether it kept silent when last asked, so that nobody need wait for it.
     #[must_use]
     pub fn is_hung(&self) -> bool {

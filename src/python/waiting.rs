@@ -1,13 +1,12 @@
 //! How a thread of Python's waits: by `poll(2)`, or, where gevent or eventlet have patched `select`, through that.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyModule};
-use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::clock::{BootClock, Clock};
@@ -62,22 +61,38 @@ pub(super) fn patched_select(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>
 /// Wait through `select`, attached: greenlets share one thread, and would entangle what the binding keeps for each
 /// attached thread.
 pub(super) fn through(select: &Bound<'_, PyAny>, sources: &[Arc<Source>], timeout: Duration) -> PyResult<()> {
-    let any = any_of(sources).map_err(std::io::Error::from)?;
-    let nothing = || Vec::<RawFd>::new();
-    select.call1((vec![any.as_raw_fd()], nothing(), nothing(), timeout.as_secs_f64()))?;
+    let any = one_for_all(sources).map_err(std::io::Error::from)?;
+    let (reading, writing) = match &any {
+        Some(any) => (vec![any.as_raw_fd()], vec![]),
+        None => (numbers(sources, Source::wants_read), numbers(sources, Source::wants_write)),
+    };
+    select.call1((reading, writing, Vec::<RawFd>::new(), timeout.as_secs_f64()))?;
     blocking::poll(sources, Duration::ZERO).map_err(std::io::Error::from)?;
     Ok(())
 }
 
-/// One descriptor that is readable when any source is ready. eventlet's `select` switches to its caller once for each
-/// descriptor that is ready, and the second time it may be waiting for something else.
-fn any_of(sources: &[Arc<Source>]) -> Result<OwnedFd, Errno> {
-    let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+fn numbers(sources: &[Arc<Source>], wanted: impl Fn(&Source) -> bool) -> Vec<RawFd> {
+    sources.iter().filter(|source| wanted(source)).map(|source| source.as_fd().as_raw_fd()).collect()
+}
+
+/// One descriptor that is readable when any source is ready, where the system has such a thing. eventlet's `select`
+/// switches to its caller once for each descriptor that is ready, and the second time it may be waiting for something
+/// else.
+#[cfg(target_os = "linux")]
+fn one_for_all(sources: &[Arc<Source>]) -> Result<Option<OwnedFd>, Errno> {
+    use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+    let all = create(CreateFlags::CLOEXEC)?;
     for source in sources {
-        let mut interest = epoll::EventFlags::empty();
-        interest.set(epoll::EventFlags::IN, source.wants_read());
-        interest.set(epoll::EventFlags::OUT, source.wants_write());
-        epoll::add(&any, source, epoll::EventData::new_u64(0), interest)?;
+        let mut interest = EventFlags::empty();
+        interest.set(EventFlags::IN, source.wants_read());
+        interest.set(EventFlags::OUT, source.wants_write());
+        add(&all, source, EventData::new_u64(0), interest)?;
     }
-    Ok(any)
+    Ok(Some(all))
+}
+
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "the signature is Linux's")]
+fn one_for_all(_: &[Arc<Source>]) -> Result<Option<OwnedFd>, Errno> {
+    Ok(None)
 }
