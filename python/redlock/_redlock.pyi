@@ -99,5 +99,5 @@ class Engine:
 
         Returns:
             Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key),
-            ``"not asked"`` (known to be down), ``"no answer"`` or the text of its error.
+            ``"no answer"`` (or not waited for, as it is known to be down), or the text of its error.
         """

@@ -31,16 +31,15 @@ pub enum Treatment {
 
 /// Release `claim` on every master; returns when those that are well have answered.
 ///
-/// A master that is down is asked when its turn has come, or if there is no quorum without it; one that is hung is told
-/// when it can be, but not waited for. Never fails: what a minority says, or does not say, is in the answers.
+/// One that is down or hung is told when it can be, but waited for only when its turn to be tried has come, or if there is
+/// no quorum without it. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let standings = masters.standings(quorum::majority(masters.len()));
     let treatment = |index: usize, master: &Master| match standings[index] {
         Standing::Good if !master.is_hung() => Treatment::Await,
-        Standing::Good => Treatment::Tell,
-        _ if master.is_linked(&claim.resource) => Treatment::Tell,
-        _ => Treatment::Skip,
+        // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
+        _ => Treatment::Tell,
     };
     release_where(masters, claim, treatment).await
 }
