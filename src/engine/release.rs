@@ -53,15 +53,15 @@ pub(super) async fn release_where(
     let mut answers = vec![Err(Error::NotSent); masters.len()];
     let mut asked = FuturesUnordered::new();
     for (index, master) in masters.iter().enumerate() {
-        let ask = ask(Arc::clone(master), Arc::clone(claim));
-        let treatment = treatment(index, master);
-        if treatment != Treatment::Skip {
-            answers[index] = Err(Error::NoAnswer);
+        let (master, treatment) = (Arc::clone(master), treatment(index, master));
+        if treatment == Treatment::Skip {
+            continue;
         }
-        match treatment {
-            Treatment::Await => asked.push(ask.map(move |answer| (index, answer))),
-            Treatment::Tell => masters.handle().spawn(tell(Arc::clone(master), Arc::clone(claim))),
-            Treatment::Skip => {}
+        answers[index] = Err(Error::NoAnswer);
+        if treatment == Treatment::Await {
+            asked.push(ask(master, Arc::clone(claim)).map(move |answer| (index, answer)));
+        } else {
+            masters.handle().spawn(tell(master, Arc::clone(claim)));
         }
     }
     while let Some((index, answer)) = asked.next().await {

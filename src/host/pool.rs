@@ -39,12 +39,6 @@ impl Pool {
         Self { endpoints, first }
     }
 
-    /// The endpoints.
-    #[must_use]
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
-    }
-
     /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
     /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one.
     pub fn with_session<T>(&self, key: Option<&[u8]>, work: impl FnOnce(&mut Session) -> T) -> T {
@@ -57,12 +51,6 @@ impl Pool {
             idle.push(session);
         }
         result
-    }
-
-    /// A session of the caller's own, which does not go back: for an event loop.
-    #[must_use]
-    pub fn new_session(&self) -> Session {
-        self.current().new_session()
     }
 
     /// What there is to log, in this process.
