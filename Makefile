@@ -50,7 +50,7 @@ clean: ## remove all that these targets made
 
 # ---- what `test` is made of ----
 
-lint-rust:
+lint-rust: | .venv/bin/python # PyO3 asks it what to build for
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --features python -- -D warnings
