@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::clock::Instant;
+
 /// The strict majority of `masters`: the least number of which any two groups share a member.
 #[must_use]
 pub const fn majority(masters: usize) -> usize {
@@ -20,6 +22,12 @@ pub fn validity_ms(ttl_ms: u64, elapsed: Duration, drift_ms: u64) -> Option<u64>
     let spent = elapsed.saturating_add(Duration::from_millis(drift_ms));
     let left = Duration::from_millis(ttl_ms).saturating_sub(spent);
     u64::try_from(left.as_millis()).ok().filter(|&left| left > 0)
+}
+
+/// When the validity of a lock ends, whose first byte was sent after `start`.
+#[must_use]
+pub const fn expires_at(start: Instant, ttl_ms: u64, drift_ms: u64) -> Instant {
+    start.after(Duration::from_millis(ttl_ms.saturating_sub(drift_ms)))
 }
 
 /// The longest a round waits for masters that do not answer: half the TTL, at most 500 ms.

@@ -2,7 +2,7 @@
 //!
 //! Only an exact `OK`, or a script's own answer, is ever a vote.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use redis::{Cmd, ServerError, Value, cmd};
 
@@ -19,6 +19,19 @@ pub const UNLOCK: &str = r#"
     else
         return 0
     end"#;
+
+/// The script that extends: sets a TTL anew, and never a key.
+///
+/// - `KEYS[1]`: the resource
+/// - `ARGV[1]`: the key the caller believes to hold
+/// - `ARGV[2]`: the new TTL in milliseconds
+/// - returns the key that was found, nil if there was none
+pub const EXTEND: &str = r#"
+    local found = redis.call("get",KEYS[1])
+    if found == ARGV[1] then
+        redis.call("pexpire",KEYS[1],ARGV[2])
+    end
+    return found"#;
 
 /// A master's answer to `SET NX`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +51,29 @@ pub enum Release {
     Absent,
 }
 
+/// A master's answer to an extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// It was ours, and has its TTL anew.
+    Extended,
+    /// Somebody else holds it.
+    Taken,
+    /// Nobody holds it: it expired, or the master has forgotten.
+    Absent,
+}
+
 /// `SET resource key NX PX ttl`: take the lock on one master. Returns `OK`, or nil where it is held.
 #[must_use]
 pub fn set(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
     let mut command = cmd("SET");
     command.arg(resource).arg(key).arg("NX").arg("PX").arg(ttl_ms);
     command
+}
+
+/// `PTTL resource`: for how long is it held? Returns milliseconds, -1 for ever, -2 not at all.
+#[must_use]
+pub fn pttl(resource: &[u8]) -> Cmd {
+    cmd("PTTL").arg(resource).take()
 }
 
 /// `GET resource`: whose is it?
@@ -80,9 +110,9 @@ impl Default for UnlockScript {
 /// What one attempt claims, and all that is needed to release it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The name of the lock: the Redis key.
-    pub resource: Vec<u8>,
-    /// The proof of ownership: its value.
+    /// The names of the locks, one or several to be held together: the Redis keys.
+    pub resources: Vec<Vec<u8>>,
+    /// The proof of ownership: the value of each.
     pub key: Vec<u8>,
     /// How it is released.
     pub script: Arc<UnlockScript>,
@@ -143,10 +173,10 @@ impl CompareAndDelete {
         }
     }
 
-    /// The command that releases `claim`. Returns 1 or 0, as [`UNLOCK`] does.
+    /// The command that releases `resource` of `claim`. Returns 1 or 0, as [`UNLOCK`] does.
     #[must_use]
-    pub fn command(self, claim: &Claim) -> Cmd {
-        let Claim { resource, key, script } = claim;
+    pub fn release(self, claim: &Claim, resource: &[u8]) -> Cmd {
+        let Claim { key, script, .. } = claim;
         match self {
             Self::Delifeq => cmd("DELIFEQ").arg(resource).arg(key).take(),
             Self::Delex => cmd("DELEX").arg(resource).arg("IFEQ").arg(key).take(),
@@ -157,9 +187,26 @@ impl CompareAndDelete {
 
     /// The command for when nobody will be there to take a `NOSCRIPT` for an answer.
     #[must_use]
-    pub fn command_in_full(self, claim: &Claim) -> Cmd {
+    pub fn release_in_full(self, claim: &Claim, resource: &[u8]) -> Cmd {
         let way = self.for_script(&claim.script);
-        if way == Self::Evalsha { Self::Eval.command(claim) } else { way.command(claim) }
+        if way == Self::Evalsha { Self::Eval.release(claim, resource) } else { way.release(claim, resource) }
+    }
+
+    /// The command that sets the TTL of `resource` anew if it is `key`'s. Returns what [`extension`] reads.
+    ///
+    /// The servers that compare and delete natively also compare and set, and say what they found.
+    #[must_use]
+    pub fn extend(self, resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
+        static SCRIPT: LazyLock<redis::Script> = LazyLock::new(|| redis::Script::new(EXTEND));
+        let script =
+            |command: &str, script: &str| cmd(command).arg(script).arg(1).arg(resource).arg(key).arg(ttl_ms).take();
+        match self {
+            Self::Delifeq | Self::Delex => {
+                cmd("SET").arg(resource).arg(key).arg("IFEQ").arg(key).arg("GET").arg("PX").arg(ttl_ms).take()
+            }
+            Self::Evalsha => script("EVALSHA", SCRIPT.get_hash()),
+            Self::Eval => script("EVAL", EXTEND),
+        }
     }
 }
 
@@ -188,8 +235,19 @@ pub fn release(reply: Value) -> Result<Release, Error> {
     }
 }
 
+/// What a reply to an extension of `key` is worth.
+pub fn extension(reply: Value, key: &[u8]) -> Result<Extension, Error> {
+    match reply.extract_error()? {
+        Value::BulkString(found) if found == key => Ok(Extension::Extended),
+        Value::BulkString(_) => Ok(Extension::Taken),
+        // What a script of RESP2 returns for a value that is not there.
+        Value::Nil | Value::Boolean(false) => Ok(Extension::Absent),
+        other => Err(unexpected("extend", &other)),
+    }
+}
+
 /// A reply that nobody asked for may hold anything: only its kind is shown.
-fn unexpected(command: &str, reply: &Value) -> Error {
+pub(crate) fn unexpected(command: &str, reply: &Value) -> Error {
     let kind = match reply {
         Value::Int(_) => "an integer",
         Value::SimpleString(_) | Value::BulkString(_) | Value::VerbatimString { .. } => "a string",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redlock._arguments import check_ttl, drift_ms, encode, random_key, seconds, whole_tries
 from redlock._lock import CannotObtainLock, Lock
+from redlock._redlock import Held, Operation
 
 TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this package
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ class Redlock:
             return []
         if self._overrides("get_unique_id"):
             return self._acquire_keyed(engine, resource, (ttl, drift), (tries, delay))
-        outcome = engine.lock(name, ttl, self.quorum, drift, tries, delay, self._script())
-        return Lock(outcome[0], resource, outcome[1]) if isinstance(outcome, tuple) else outcome
+        outcome = engine.run(Operation.acquire([name], ttl, self.quorum, drift, tries, delay, None, self._script()))
+        return Lock(outcome.validity_ms, resource, outcome.key) if isinstance(outcome, Held) else outcome
 
     def _acquire_keyed(
         self, engine: Engine, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]
@@ -206,9 +207,10 @@ class Redlock:
         said: list[str] = []
         for _ in attempts(*pace):
             key = self.get_unique_id()
-            outcome = engine.lock(name, ttl, self.quorum, drift, 1, 0.0, self._script(), encode("key", key))
-            if isinstance(outcome, tuple):
-                return Lock(outcome[0], resource, key)
+            script, sent = self._script(), encode("key", key)
+            outcome = engine.run(Operation.acquire([name], ttl, self.quorum, drift, 1, 0.0, None, script, sent))
+            if isinstance(outcome, Held):
+                return Lock(outcome.validity_ms, resource, key)
             said = outcome
         return said
 
@@ -220,7 +222,7 @@ class Redlock:
             from redlock import _objects  # noqa: PLC0415
 
             return _objects.release(self, resource, key)
-        said = engine.unlock(encode("resource", resource), encode("key", key), self._script())
+        said = engine.run(Operation.release([encode("resource", resource)], encode("key", key), self._script()))
         if not _DONE.issuperset(said):
             self._report(resource, said)
         return said

@@ -4,9 +4,14 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import final
+from typing import Generic, TypeVar, final
 
-__all__ = ["Endpoint", "Engine", "__version__"]
+from redlock._types import Sighting
+
+__all__ = ["Endpoint", "Engine", "Held", "Operation", "__version__", "now"]
+
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 __version__: str
 
@@ -66,38 +71,116 @@ class Engine:
     """
 
     def __new__(cls, endpoints: Sequence[Endpoint], log: Callable[[int, str], None]) -> Engine: ...
-    def lock(
-        self,
-        resource: bytes,
-        ttl_ms: int,
-        quorum: int,
-        drift_ms: int,
-        tries: int,
-        retry_delay: float,
-        unlock_script: str | None = None,
-        key: bytes | None = None,
-    ) -> tuple[int, bytes] | list[str]:
-        """Try ``tries`` times, at most ``retry_delay`` seconds (jittered) apart.
-
-        Never blocks past that and the rounds' own deadlines.
-
-        ``key`` replaces the engine's random key (then a retry reuses it); ``unlock_script`` replaces the release
-        script.
-
-        Returns:
-            ``(validity_ms, key)`` when acquired; else what each master said in the last round, in the order of
-            the endpoints: ``"granted"``, ``"refused"``, ``"not asked"`` (decided without it), ``"no answer"`` or the
-            text of its error.
+    def run(self, operation: Operation[_T]) -> _T:
+        """Do it in this thread, other Python threads going on meanwhile; then log what was noticed.
 
         Raises:
             BaseException: whatever a signal handler raised (``KeyboardInterrupt``); what was acquired is released
                 first.
         """
 
-    def unlock(self, resource: bytes, key: bytes, unlock_script: str | None = None) -> list[str]:
+    def write_log(self) -> None:
+        """Log what was noticed of the masters since the last call."""
+
+@final
+class Operation(Generic[_T_co]):
+    """Something to do at the masters. Immutable; done anew each time it is run.
+
+    Masters are listed in the order of the endpoints. Bad values raise ``ValueError``, ones that do not fit
+    ``OverflowError``.
+    """
+
+    @staticmethod
+    def acquire(
+        resources: Sequence[bytes],
+        ttl_ms: int,
+        quorum: int,
+        drift_ms: int,
+        tries: int,
+        retry_delay: float,
+        timeout: float | None = None,
+        unlock_script: str | None = None,
+        key: bytes | None = None,
+    ) -> Operation[Held | list[str]]:
+        """Take all resources, with one key for all; or none.
+
+        Args:
+            resources: at least one.
+            ttl_ms: how long the masters keep them.
+            quorum: how many masters must grant.
+            drift_ms: how far apart the clocks may run in that time.
+            tries: rounds, at least one is run.
+            retry_delay: the longest pause between two, jittered, in seconds.
+            timeout: seconds for all rounds and pauses together; ``None``: no bound.
+            unlock_script: replaces the release script.
+            key: replaces the engine's random key, of which each round has a fresh one.
+
+        Returns:
+            What is held; else what each master said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``
+            (decided without it), ``"no answer"`` or the text of its error.
+        """
+
+    @staticmethod
+    def release(resources: Sequence[bytes], key: bytes, unlock_script: str | None = None) -> Operation[list[str]]:
         """Release on every master; waits for the healthy ones.
 
         Returns:
-            Per master, in the order of the endpoints: ``"released"``, ``"absent"`` (not held with this key),
-            ``"no answer"`` (or not waited for, as it is known to be down), or the text of its error.
+            Per master ``"released"``, ``"absent"`` (not held with this key), ``"no answer"`` (or not waited for, as it
+            is known to be down), or the text of its error.
         """
+
+    @staticmethod
+    def extend(
+        resources: Sequence[bytes],
+        key: bytes,
+        ttl_ms: int,
+        quorum: int,
+        drift_ms: int,
+        valid_until: float | None = None,
+    ) -> Operation[Held | list[str]]:
+        """Set the TTL anew where the key is still there; never set a key that is gone.
+
+        Args:
+            resources: as acquired.
+            key: the proof of ownership.
+            ttl_ms: how long the masters are to keep them from now on.
+            quorum: how many masters must still have them.
+            drift_ms: how far apart the clocks may run in that time.
+            valid_until: on :func:`now`; until then, masters that have forgotten the lock are given it again.
+
+        Returns:
+            What is held; else per master ``"extended"``, ``"taken"`` (by another), ``"absent"``, ``"no answer"`` or the
+            text of its error: the lock then ends when it would have.
+        """
+
+    @staticmethod
+    def inspect(resource: bytes) -> Operation[list[Sighting]]:
+        """Ask every master who holds ``resource``.
+
+        Returns:
+            Per master ``(key, ttl_ms, error)``: key and error are ``None`` where it is free, ttl_ms also where it never
+            expires.
+        """
+
+@final
+class Held:
+    """A lock that was acquired or extended."""
+
+    @property
+    def validity_ms(self) -> int:
+        """How long it was safe to use when that was known."""
+
+    @property
+    def expires_at(self) -> float:
+        """When that ends, on :func:`now`: ttl - drift after before the first byte was sent."""
+
+    @property
+    def key(self) -> bytes:
+        """The proof of ownership."""
+
+    @property
+    def votes(self) -> list[str]:
+        """What each master had said when a quorum was reached."""
+
+def now() -> float:
+    """Seconds on a clock that nobody can set and that goes on while the machine is suspended."""

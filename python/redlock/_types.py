@@ -33,5 +33,8 @@ class SupportsUnlock(Protocol):
         """The lock's key."""
 
 
+Sighting: TypeAlias = tuple[bytes | None, int | None, str | None]
+"""What one master knows of a lock: the holder's key, the milliseconds it will keep it, and the error if it said one."""
+
 Item: TypeAlias = str | bytes | Mapping[str, Any] | SupportsSetEval
 """A master, as a connection list has it."""

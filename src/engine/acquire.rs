@@ -9,14 +9,15 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use redis::Cmd;
 use tokio::sync::oneshot;
 
-use crate::engine::Masters;
+use crate::clock::Instant;
 use crate::engine::release::{Treatment, release_where};
+use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::health::Standing;
+use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
 use crate::retry::Pauses;
@@ -25,8 +26,8 @@ use crate::script::{self, Claim, Grant, UnlockScript};
 /// A lock to take.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The name of the lock: the Redis key.
-    pub resource: Vec<u8>,
+    /// The names of the locks, one or several to be taken together: the Redis keys.
+    pub resources: Vec<Vec<u8>>,
     /// How long the masters keep it, in milliseconds.
     pub ttl_ms: u64,
     /// How much of that the masters' clocks may differ by, in milliseconds.
@@ -37,6 +38,8 @@ pub struct Request {
     pub tries: u64,
     /// The longest pause between two rounds.
     pub retry_delay: Duration,
+    /// How long all rounds and pauses may take together.
+    pub timeout: Option<Duration>,
     /// How to release.
     pub script: Arc<UnlockScript>,
     /// The caller's own key; each round draws a fresh one otherwise.
@@ -51,6 +54,8 @@ pub type Vote = Result<Grant, Error>;
 pub struct Held {
     /// How long it is safe to use, in milliseconds.
     pub validity_ms: u64,
+    /// When that is over.
+    pub expires_at: Instant,
     /// What releases it.
     pub claim: Arc<Claim>,
     /// What each master said until a quorum had granted.
@@ -60,22 +65,25 @@ pub struct Held {
 /// Resolves when the caller gives up.
 pub type Cancel = Fuse<oneshot::Receiver<()>>;
 
-/// Try up to `request.tries` rounds, with jittered pauses between them. `Err` is what each master said in the last one.
+/// Try up to `request.tries` rounds, with jittered pauses between them, for as long as `request.timeout` says. `Err` is
+/// what each master said in the last one.
 ///
 /// A caller that cancels gets its answer when what was taken so far is released.
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
     let random = masters.handle().with_random(StdRng::from_rng);
     let mut pauses = Pauses::new(request.tries, request.retry_delay, random);
+    let give_up_at = masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX));
     let mut contended = false;
     loop {
-        let votes = match round(masters, request, contended, &mut cancel).await {
+        let votes = match round(masters, request, contended, give_up_at, &mut cancel).await {
             Ok(held) => return Ok(held),
             Err(votes) => votes,
         };
         contended = votes.iter().any(|vote| matches!(vote, Ok(Grant::Refused)));
         let Some(pause) = pauses.next().filter(|_| !cancel.is_terminated()) else { return Err(votes) };
-        select(masters.handle().sleep(pause), &mut cancel).await;
-        if cancel.is_terminated() {
+        let next = masters.handle().now().after(pause).min(give_up_at);
+        select(masters.handle().sleep_until(next), &mut cancel).await;
+        if cancel.is_terminated() || masters.handle().now() >= give_up_at {
             return Err(votes);
         }
     }
@@ -85,11 +93,18 @@ pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -
 ///
 /// After a refusal (`contended`) one master, the same for all contenders, is asked first and the others only on its
 /// yes: contenders that all ask everybody split the votes, and nobody wins.
-async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &mut Cancel) -> Result<Held, Vec<Vote>> {
+async fn round(
+    masters: &Masters,
+    request: &Request,
+    contended: bool,
+    give_up_at: Instant,
+    cancel: &mut Cancel,
+) -> Result<Held, Vec<Vote>> {
     let start = masters.handle().now();
-    let deadline = masters.handle().sleep_until(start.after(quorum::patience(request.ttl_ms)));
+    let deadline = start.after(quorum::patience(request.ttl_ms)).min(give_up_at);
+    let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request);
-    let decided = canvass.run(contended.then(|| masters.designated(&request.resource)));
+    let decided = canvass.run(contended.then(|| masters.designated(&request.resources)));
     select(std::pin::pin!(decided), select(deadline, cancel)).await;
     let (verdict, attempt, votes) = canvass.close();
     let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };
@@ -97,7 +112,8 @@ async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &m
     let drift_ms = if planted::is(Bug::NoDrift) { 0 } else { request.drift_ms };
     let validity = quorum::validity_ms(request.ttl_ms, elapsed, drift_ms);
     if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
-        return Ok(Held { validity_ms, claim: Arc::clone(&attempt.claim), votes });
+        let expires_at = quorum::expires_at(start, request.ttl_ms, drift_ms);
+        return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes });
     }
     if !planted::is(Bug::NoRelease) {
         attempt.undo(masters, &votes).await;
@@ -108,7 +124,7 @@ async fn round(masters: &Masters, request: &Request, contended: bool, cancel: &m
 /// One attempt to set one key on all masters.
 struct Attempt {
     claim: Arc<Claim>,
-    set: Cmd,
+    ttl_ms: u64,
     decided: AtomicBool,
     sent: Vec<AtomicBool>,
 }
@@ -116,42 +132,47 @@ struct Attempt {
 impl Attempt {
     fn new(masters: &Masters, request: &Request) -> Self {
         let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
-        let set = script::set(&request.resource, &key, request.ttl_ms);
-        let claim = Claim { resource: request.resource.clone(), key, script: Arc::clone(&request.script) };
+        let claim = Claim { resources: request.resources.clone(), key, script: Arc::clone(&request.script) };
         let not_yet = || AtomicBool::new(false);
-        Self { claim: Arc::new(claim), set, decided: not_yet(), sent: masters.iter().map(|_| not_yet()).collect() }
+        Self {
+            claim: Arc::new(claim),
+            ttl_ms: request.ttl_ms,
+            decided: not_yet(),
+            sent: masters.iter().map(|_| not_yet()).collect(),
+        }
     }
 
-    /// Ask one master, unless the round is decided before there is a connection to it.
+    /// Ask one master, unless the round is decided before there is a connection to it. Its vote is a grant when it
+    /// grants all resources.
     async fn ask(self: Arc<Self>, master: Arc<Master>, index: usize) -> Vote {
-        let exchange = |link: crate::master::link::Link| {
+        let votes = of_each(&self.claim.resources, |resource| self.ask_for(resource, &master, index)).await?;
+        master.voted();
+        Ok(if votes.iter().all(|vote| *vote == Grant::Granted) { Grant::Granted } else { Grant::Refused })
+    }
+
+    async fn ask_for(&self, resource: &[u8], master: &Master, index: usize) -> Vote {
+        let set = script::set(resource, &self.claim.key, self.ttl_ms);
+        let exchange = |link: Link| {
             self.sent[index].store(true, Ordering::Relaxed);
-            let attempt = Arc::clone(&self);
-            async move { link.call(&attempt.set, Some(&attempt.claim)).await }
+            let set = &set;
+            async move { link.call(set, Some(&self.claim)).await }
         };
         let wanted = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
-        let answer = master.call(&self.claim.resource, exchange, wanted).await?;
-        let grant = script::grant(answer.value)?;
-        master.voted();
-        match grant {
-            Grant::Refused if answer.repeated => self.is_ours(&master).await,
+        let answer = master.call(resource, exchange, wanted).await?;
+        match script::grant(answer.value)? {
+            Grant::Refused if answer.repeated => self.is_ours(resource, master).await,
             grant => Ok(grant),
         }
     }
 
     /// The first `SET` may have been executed before its connection died: then our own key refuses the second.
-    async fn is_ours(&self, master: &Arc<Master>) -> Vote {
-        let get = script::get(&self.claim.resource);
-        let answer = master
-            .call(
-                &self.claim.resource,
-                |link| {
-                    let get = get.clone();
-                    async move { link.call(&get, None).await }
-                },
-                || true,
-            )
-            .await?;
+    async fn is_ours(&self, resource: &[u8], master: &Master) -> Vote {
+        let get = script::get(resource);
+        let exchange = |link: Link| {
+            let get = &get;
+            async move { link.call(get, None).await }
+        };
+        let answer = master.call(resource, exchange, || true).await?;
         let ours = matches!(&answer.value, redis::Value::BulkString(key) if *key == self.claim.key);
         Ok(if ours { Grant::Granted } else { Grant::Refused })
     }
@@ -211,7 +232,9 @@ impl<'a> Canvass<'a> {
 
     fn ask(&mut self, index: usize) {
         let master = &self.masters[index];
-        if self.standings[index] == Standing::Good || master.is_linked(&self.attempt.claim.resource) {
+        if self.standings[index] == Standing::Good
+            || self.attempt.claim.resources.iter().all(|resource| master.is_linked(resource))
+        {
             let ask = Arc::clone(&self.attempt).ask(Arc::clone(master), index);
             self.votes[index] = Err(Error::NoAnswer);
             self.asked.push(ask.map(move |vote| (index, vote)).boxed());

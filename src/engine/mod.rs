@@ -1,14 +1,18 @@
 //! The operations over N masters, as plain `async fn`s, and the session that runs them.
 
 pub mod acquire;
+pub mod extend;
+pub mod inspect;
 pub mod release;
 
 use std::ops::Deref;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
+use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::{Health, Standing};
@@ -56,11 +60,22 @@ impl Masters {
         standings
     }
 
-    /// The master all contenders for `resource` ask first, whatever process they are in; the next one where it is hung.
-    fn designated(&self, resource: &[u8]) -> usize {
-        let first = usize::try_from(fnv1a(resource) % self.len().max(1) as u64).unwrap_or_default();
+    /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is hung.
+    fn designated(&self, resources: &[Vec<u8>]) -> usize {
+        // Whatever the order they are named in; and callers whose sets meet often have the least in common.
+        let least = resources.iter().min().map_or(&[][..], Vec::as_slice);
+        let first = usize::try_from(fnv1a(least) % self.len().max(1) as u64).unwrap_or_default();
         (0..self.len()).map(|step| (first + step) % self.len()).find(|&index| !self[index].is_hung()).unwrap_or(first)
     }
+}
+
+/// What `ask` says about each resource, all asked at once; the first error if there is any.
+async fn of_each<'a, T, F>(resources: &'a [Vec<u8>], ask: impl Fn(&'a [u8]) -> F) -> Result<Vec<T>, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    // Each is waited for, whatever the others say: an answer that nobody waits for is not there to be undone.
+    join_all(resources.iter().map(|resource| ask(resource))).await.into_iter().collect()
 }
 
 /// FNV-1a: the same in every process and every release, as a hash that contenders must agree on has to be.

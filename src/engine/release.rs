@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use redis::Value;
+use redis::{Cmd, Value};
 
-use crate::engine::Masters;
+use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum;
-use crate::script::{self, Claim, Release};
+use crate::script::{self, Claim, CompareAndDelete, Release};
 
 /// What one master said to a release.
 pub type Answer = Result<Release, Error>;
@@ -71,27 +71,42 @@ pub(super) async fn release_where(
 }
 
 async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
-    let answer = master.call(&claim.resource, |link| compare_and_delete(link, Arc::clone(&claim)), || true).await?;
-    script::release(answer.value)
+    let answers = of_each(&claim.resources, |resource| ask_for(resource, &master, &claim)).await?;
+    Ok(if answers.contains(&Release::Absent) { Release::Absent } else { Release::Released })
+}
+
+async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
+    let exchange = |link: Link| async move {
+        if planted::is(Bug::UnlockWithoutCompare) {
+            return link.call(&planted::plain_delete(resource), None).await;
+        }
+        let way = link.release_by().for_script(&claim.script);
+        compare_and(link, way, |way| way.release(claim, resource)).await
+    };
+    script::release(master.call(resource, exchange, || true).await?.value)
 }
 
 /// Release where nobody waits for the answer, so that nobody may be there for a `NOSCRIPT`: the script goes along.
 async fn tell(master: Arc<Master>, claim: Arc<Claim>) {
-    let exchange = |link: Link| {
-        let release = link.release_by().command_in_full(&claim);
-        async move { link.call(&release, None).await }
-    };
-    _ = master.call(&claim.resource, exchange, || true).await;
+    _ = of_each(&claim.resources, |resource| tell_of(resource, &master, &claim)).await;
 }
 
-/// Release in the cheapest way the master has and allows.
-async fn compare_and_delete(link: Link, claim: Arc<Claim>) -> Result<Value, Error> {
-    if planted::is(Bug::UnlockWithoutCompare) {
-        return link.call(&planted::plain_delete(&claim), None).await;
-    }
-    let mut way = link.release_by().for_script(&claim.script);
+async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Value, Error> {
+    let exchange = |link: Link| {
+        let release = link.release_by().release_in_full(claim, resource);
+        async move { link.call(&release, None).await }
+    };
+    master.call(resource, exchange, || true).await.map(|answer| answer.value)
+}
+
+/// Send `command` in the cheapest way the master has and allows, from `way` on.
+pub(super) async fn compare_and(
+    link: Link,
+    mut way: CompareAndDelete,
+    command: impl Fn(CompareAndDelete) -> Cmd,
+) -> Result<Value, Error> {
     loop {
-        let reply = link.call(&way.command(&claim), None).await?;
+        let reply = link.call(&command(way), None).await?;
         let Value::ServerError(error) = &reply else { return Ok(reply) };
         let Some(next) = way.fallback(error) else { return Ok(reply) };
         if error.code() != "NOSCRIPT" {

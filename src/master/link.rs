@@ -108,10 +108,12 @@ impl Link {
     /// overtake.
     pub fn give_up(&self) {
         for claim in locked(&self.0.unanswered).drain(..).filter(|_| !planted::is(Bug::SilentGiveUp)) {
-            let mut release = self.release_by().command_in_full(&claim);
-            release.set_no_response(true);
-            // Queueing takes one poll; the driver writes it out before it looks whether it is over.
-            _ = self.0.connection.clone().send_packed_command(&release).now_or_never();
+            for resource in &claim.resources {
+                let mut release = self.release_by().release_in_full(&claim, resource);
+                release.set_no_response(true);
+                // Queueing takes one poll; the driver writes it out before it looks whether it is over.
+                _ = self.0.connection.clone().send_packed_command(&release).now_or_never();
+            }
         }
         self.0.life.give_up();
     }

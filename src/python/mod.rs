@@ -1,11 +1,12 @@
 //! The binding: arguments in, results out, the interpreter detached while the host waits.
 
-mod arguments;
 mod endpoint;
 mod engine;
+mod operation;
 mod outcome;
 mod waiting;
 
+use crate::clock::{BootClock, Clock};
 use pyo3::prelude::*;
 
 /// The Rust engine of `redlock`. Private: the public names are in the package.
@@ -15,7 +16,17 @@ mod _redlock {
     use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::engine::Engine;
-    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+    #[pymodule_export]
+    use super::operation::Operation;
+    #[pymodule_export]
+    use super::outcome::Held;
+    use super::{BootClock, Bound, Clock, PyModule, PyModuleMethods, PyResult, pyfunction};
+
+    /// Seconds on the clock of `Held.expires_at`.
+    #[pyfunction]
+    fn now() -> f64 {
+        BootClock.now().since_zero().as_secs_f64()
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,46 +1,138 @@
 //! How operations ended, as Python sees it.
 
-use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use std::sync::Arc;
 
-use crate::engine::acquire::{Held, Vote};
-use crate::engine::release::Answer;
-use crate::script::{Grant, Release};
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::engine::acquire::{self, Vote};
+use crate::engine::extend::{self, Extended};
+use crate::engine::inspect::Sighting;
+use crate::engine::release;
+use crate::script::{Claim, Extension, Grant, Release};
 
 /// The result of any operation.
 pub(super) enum Outcome {
-    Acquired(Result<Held, Vec<Vote>>),
-    Released(Vec<Answer>),
+    Acquired(Result<acquire::Held, Vec<Vote>>),
+    Released(Vec<release::Answer>),
+    Extended(Result<Extended, Vec<extend::Answer>>),
+    Inspected(Vec<Sighting>),
 }
 
 impl Outcome {
-    pub(super) fn to_python<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         match self {
-            Self::Acquired(Ok(held)) => granted(py, held),
-            Self::Acquired(Err(votes)) => Ok(PyList::new(py, votes.iter().map(vote_text))?.into_any()),
-            Self::Released(answers) => Ok(PyList::new(py, answers.iter().map(answer_text))?.into_any()),
+            Self::Acquired(Ok(held)) => Held::from(held).into_bound_py_any(py),
+            Self::Acquired(Err(votes)) => Ok(PyList::new(py, texts(&votes))?.into_any()),
+            Self::Released(answers) => Ok(PyList::new(py, texts(&answers))?.into_any()),
+            Self::Extended(Ok(extended)) => Held::from(extended).into_bound_py_any(py),
+            Self::Extended(Err(answers)) => Ok(PyList::new(py, texts(&answers))?.into_any()),
+            Self::Inspected(sightings) => Ok(PyList::new(py, sightings.into_iter().map(sighting))?.into_any()),
+        }
+    }
+
+    /// What was taken, and must be given back if nobody wants the result.
+    pub(super) fn taken(&self) -> Option<Arc<Claim>> {
+        match self {
+            Self::Acquired(Ok(held)) => Some(Arc::clone(&held.claim)),
+            _ => None,
         }
     }
 }
 
-fn granted<'py>(py: Python<'py>, held: &Held) -> PyResult<Bound<'py, PyAny>> {
-    let validity_ms = held.validity_ms.into_pyobject(py)?.into_any();
-    let key = PyBytes::new(py, &held.claim.key).into_any();
-    Ok(PyTuple::new(py, [validity_ms, key])?.into_any())
+/// A lock that was acquired or extended.
+#[pyclass(frozen, module = "redlock._redlock")]
+pub(super) struct Held {
+    #[pyo3(get)]
+    validity_ms: u64,
+    #[pyo3(get)]
+    expires_at: f64,
+    claim: Arc<Claim>,
+    votes: Votes,
 }
 
-fn vote_text(vote: &Vote) -> String {
-    match vote {
-        Ok(Grant::Granted) => "granted".to_owned(),
-        Ok(Grant::Refused) => "refused".to_owned(),
-        Err(error) => error.to_string(),
+enum Votes {
+    Granted(Vec<Vote>),
+    Extended(Vec<extend::Answer>),
+}
+
+#[pymethods]
+impl Held {
+    #[getter]
+    fn key<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.claim.key)
+    }
+
+    #[getter]
+    fn votes(&self) -> Vec<String> {
+        match &self.votes {
+            Votes::Granted(votes) => texts(votes),
+            Votes::Extended(answers) => texts(answers),
+        }
     }
 }
 
-fn answer_text(answer: &Answer) -> String {
-    match answer {
-        Ok(Release::Released) => "released".to_owned(),
-        Ok(Release::Absent) => "absent".to_owned(),
+impl From<acquire::Held> for Held {
+    fn from(held: acquire::Held) -> Self {
+        let acquire::Held { validity_ms, expires_at, claim, votes } = held;
+        Self { validity_ms, expires_at: expires_at.since_zero().as_secs_f64(), claim, votes: Votes::Granted(votes) }
+    }
+}
+
+impl From<Extended> for Held {
+    fn from(extended: Extended) -> Self {
+        let Extended { validity_ms, expires_at, claim, answers } = extended;
+        Self { validity_ms, expires_at: expires_at.since_zero().as_secs_f64(), claim, votes: Votes::Extended(answers) }
+    }
+}
+
+/// A word for what a master said.
+trait Word {
+    fn word(&self) -> &'static str;
+}
+
+impl Word for Grant {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Word for Release {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+impl Word for Extension {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Extended => "extended",
+            Self::Taken => "taken",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+fn texts<T: Word, E: std::fmt::Display>(said: &[Result<T, E>]) -> Vec<String> {
+    let text = |one: &Result<T, E>| match one {
+        Ok(answer) => answer.word().to_owned(),
         Err(error) => error.to_string(),
+    };
+    said.iter().map(text).collect()
+}
+
+/// `(key, ttl_ms, error)`; without key and error, nobody holds the lock there.
+fn sighting(sighting: Sighting) -> (Option<Vec<u8>>, Option<u64>, Option<String>) {
+    match sighting {
+        Ok(Some(holder)) => (Some(holder.key), holder.ttl_ms, None),
+        Ok(None) => (None, None, None),
+        Err(error) => (None, None, Some(error.to_string())),
     }
 }

@@ -111,12 +111,13 @@ impl<'a> Stage<'a> {
 
     fn lock_and_unlock(&mut self) -> bool {
         let request = Request {
-            resource: b"r".to_vec(),
+            resources: vec![b"r".to_vec()],
             ttl_ms: TTL_MS,
             drift_ms: DRIFT_MS,
             quorum: majority(self.masters),
             tries: TRIES,
             retry_delay: Duration::from_millis(50),
+            timeout: None,
             script: Arc::new(UnlockScript::default()),
             key: None,
         };

@@ -85,12 +85,13 @@ impl World {
         // The TTL tells the callers of one session apart, for a SET says nothing else of who wanted it.
         let ttl_ms = self.plan.ttl_ms / 4 * 4 + self.workers[worker].number as u64;
         let request = Request {
-            resource: resource.clone(),
+            resources: vec![resource.clone()],
             ttl_ms,
             drift_ms: ttl_ms / 100 + 2,
             quorum: quorum::majority(self.nodes.len()),
             tries: self.plan.tries,
             retry_delay: Duration::from_nanos(self.plan.retry_delay),
+            timeout: None,
             script: Arc::default(),
             key: None,
         };

@@ -1,0 +1,148 @@
+//! Setting the TTL of a lock anew: never a key that is gone.
+
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, join_all, select};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+
+use crate::clock::Instant;
+use crate::engine::release::compare_and;
+use crate::engine::{Masters, of_each};
+use crate::error::Error;
+use crate::master::Master;
+use crate::master::health::Standing;
+use crate::master::link::Link;
+use crate::quorum::{self, Tally, Verdict};
+use crate::script::{self, Claim, Extension};
+
+/// A lock to keep.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The lock.
+    pub claim: Arc<Claim>,
+    /// How long the masters are to keep it from now on, in milliseconds.
+    pub ttl_ms: u64,
+    /// How much of that the masters' clocks may differ by, in milliseconds.
+    pub drift_ms: u64,
+    /// How many masters must have it still.
+    pub quorum: usize,
+    /// Until when the lock is known to be ours; until then, masters that have forgotten it are told again.
+    pub valid_until: Option<Instant>,
+}
+
+/// What one master said to an extension.
+pub type Answer = Result<Extension, Error>;
+
+/// A lock that was extended.
+#[derive(Debug, Clone)]
+pub struct Extended {
+    /// How long it is safe to use, in milliseconds.
+    pub validity_ms: u64,
+    /// When that is over.
+    pub expires_at: Instant,
+    /// The lock.
+    pub claim: Arc<Claim>,
+    /// What each master said until a quorum had extended.
+    pub answers: Vec<Answer>,
+}
+
+/// Extend where the lock is still held; done when a quorum still had it, in time. `Err` is what each master said: the lock
+/// is then as it was, with the deadline it had.
+///
+/// Sets a TTL and never a key, so it cannot revive a lock that has expired or that somebody else holds. Source: "Making
+/// the algorithm more reliable: Extending the lock" in the Redis documentation.
+pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
+    let start = masters.handle().now();
+    let deadline = start.after(quorum::patience(request.ttl_ms));
+    let mut poll = Poll::new(masters, request);
+    select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
+    let (verdict, answers) = poll.close(masters);
+    let elapsed = masters.handle().now().since(start);
+    let validity = quorum::validity_ms(request.ttl_ms, elapsed, request.drift_ms);
+    let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
+    retake(masters, request, &answers).await;
+    let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
+    Ok(Extended { validity_ms, expires_at, claim: Arc::clone(&request.claim), answers })
+}
+
+/// The answers of all masters, as they come in.
+struct Poll {
+    asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
+    standings: Vec<Standing>,
+    tally: Tally,
+    answers: Vec<Answer>,
+}
+
+impl Poll {
+    fn new(masters: &Masters, request: &Request) -> Self {
+        let standings = masters.standings(request.quorum);
+        let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        let ask = |(index, master): (usize, &Arc<Master>)| {
+            ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms)
+                .map(move |answer| (index, answer))
+                .boxed()
+        };
+        Self {
+            asked: masters.iter().enumerate().map(ask).collect(),
+            standings,
+            tally: Tally::new(request.quorum, awaited),
+            answers: vec![Err(Error::NoAnswer); masters.len()],
+        }
+    }
+
+    async fn run(&mut self) {
+        while self.tally.verdict() == Verdict::Open
+            && let Some((index, answer)) = self.asked.next().await
+        {
+            if self.standings[index] == Standing::Good {
+                self.tally.close_one();
+            }
+            if answer == Ok(Extension::Extended) {
+                self.tally.grant();
+            }
+            self.answers[index] = answer;
+        }
+    }
+
+    /// The rest of the answers are awaited by nobody.
+    fn close(self, masters: &Masters) -> (Verdict, Vec<Answer>) {
+        masters.handle().spawn(self.asked.for_each(|_| std::future::ready(())));
+        (self.tally.verdict(), self.answers)
+    }
+}
+
+async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64) -> Answer {
+    let answers = of_each(&claim.resources, |resource| ask_for(resource, &master, &claim.key, ttl_ms)).await?;
+    let lost = answers.into_iter().find(|answer| *answer != Extension::Extended);
+    Ok(lost.unwrap_or(Extension::Extended))
+}
+
+async fn ask_for(resource: &[u8], master: &Master, key: &[u8], ttl_ms: u64) -> Answer {
+    let exchange = |link: Link| async move {
+        let way = link.release_by();
+        compare_and(link, way, |way| way.extend(resource, key, ttl_ms)).await
+    };
+    script::extension(master.call(resource, exchange, || true).await?.value, key)
+}
+
+/// Give the lock again to masters that have lost it, by a restart or by a `SET` that never came. Their answers are
+/// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to nobody.
+async fn retake(masters: &Masters, request: &Request, answers: &[Answer]) {
+    let forgetful = masters.iter().zip(answers).filter(|(_, answer)| **answer == Ok(Extension::Absent));
+    join_all(forgetful.map(|(master, _)| give(master, masters, request))).await;
+}
+
+async fn give(master: &Master, masters: &Masters, request: &Request) {
+    let is_ours = || request.valid_until.is_some_and(|until| masters.handle().now() < until);
+    let give = |resource| async move {
+        let set = script::set(resource, &request.claim.key, request.ttl_ms);
+        let exchange = |link: Link| {
+            let set = &set;
+            async move { link.call(set, Some(&request.claim)).await }
+        };
+        master.call(resource, exchange, is_ours).await
+    };
+    // A refusal costs nothing: the quorum is there without it.
+    _ = of_each(&request.claim.resources, give).await;
+}
