@@ -57,9 +57,9 @@ pub(crate) use switch::is;
 pub use switch::plant;
 
 /// What [`Bug::UnlockWithoutCompare`] sends: a script as every other, without the comparison.
-pub(crate) fn plain_delete(resource: &[u8]) -> redis::Cmd {
+pub(crate) fn plain_delete(resource: &[u8], key: &[u8]) -> redis::Cmd {
     let delete = "return redis.call('del', KEYS[1])";
-    redis::cmd("EVAL").arg(delete).arg(1).arg(resource).take()
+    redis::cmd("EVAL").arg(delete).arg(1).arg(resource).arg(key).take()
 }
 
 /// Never.

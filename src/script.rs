@@ -3,6 +3,7 @@
 //! Only an exact `OK`, or a script's own answer, is ever a vote.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{Cmd, ServerError, Value, cmd};
 
@@ -229,6 +230,16 @@ pub fn release(reply: Value) -> Result<Release, Error> {
         // redlock-py's callers may replace the script by one that returns nothing.
         Value::Int(_) | Value::Nil => Ok(Release::Absent),
         other => Err(unexpected("release", &other)),
+    }
+}
+
+/// How long after a reply to [`pttl`] a key is gone; `None` if it never expires.
+pub fn expiry(reply: Value) -> Result<Option<Duration>, Error> {
+    match reply.extract_error()? {
+        Value::Int(-2) => Ok(Some(Duration::ZERO)),
+        // Its last millisecond is to be over.
+        Value::Int(ttl) => Ok(u64::try_from(ttl).ok().map(|ttl| Duration::from_millis(ttl.saturating_add(1)))),
+        other => Err(unexpected("PTTL", &other)),
     }
 }
 

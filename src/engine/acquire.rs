@@ -7,12 +7,11 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, Fuse, FusedFuture, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use tokio::sync::oneshot;
 
 use crate::clock::Instant;
 use crate::engine::release::{Treatment, release_where};
+use crate::engine::waiting::Waiting;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
@@ -20,7 +19,6 @@ use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
-use crate::retry::Pauses;
 use crate::script::{self, Claim, Grant, UnlockScript};
 
 /// A lock to take.
@@ -70,20 +68,13 @@ pub type Cancel = Fuse<oneshot::Receiver<()>>;
 ///
 /// A caller that cancels gets its answer when what was taken so far is released.
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
-    let random = masters.handle().with_random(StdRng::from_rng);
-    let mut pauses = Pauses::new(request.tries, request.retry_delay, random);
-    let give_up_at = masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX));
-    let mut contended = false;
+    let mut waiting = Waiting::new(masters, request);
     loop {
-        let votes = match round(masters, request, contended, give_up_at, &mut cancel).await {
+        let votes = match round(masters, request, &waiting, &mut cancel).await {
             Ok(held) => return Ok(held),
             Err(votes) => votes,
         };
-        contended = votes.iter().any(|vote| matches!(vote, Ok(Grant::Refused)));
-        let Some(pause) = pauses.next().filter(|_| !cancel.is_terminated()) else { return Err(votes) };
-        let next = masters.handle().now().after(pause).min(give_up_at);
-        select(masters.handle().sleep_until(next), &mut cancel).await;
-        if cancel.is_terminated() || masters.handle().now() >= give_up_at {
+        if cancel.is_terminated() || !waiting.for_next_try(&votes, &mut cancel).await {
             return Err(votes);
         }
     }
@@ -91,20 +82,18 @@ pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -
 
 /// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
 ///
-/// After a refusal (`contended`) one master, the same for all contenders, is asked first and the others only on its
-/// yes: contenders that all ask everybody split the votes, and nobody wins.
+/// Among contenders one master is asked first, and the others only on its yes.
 async fn round(
     masters: &Masters,
     request: &Request,
-    contended: bool,
-    give_up_at: Instant,
+    waiting: &Waiting<'_>,
     cancel: &mut Cancel,
 ) -> Result<Held, Vec<Vote>> {
     let start = masters.handle().now();
-    let deadline = start.after(quorum::patience(request.ttl_ms)).min(give_up_at);
+    let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request);
-    let decided = canvass.run(contended.then(|| masters.designated(&request.resources)));
+    let decided = canvass.run(waiting.asks_one_first().then(|| masters.designated(&request.resources)));
     select(std::pin::pin!(decided), select(deadline, cancel)).await;
     let (verdict, attempt, votes) = canvass.close();
     let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };

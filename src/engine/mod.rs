@@ -4,19 +4,21 @@ pub mod acquire;
 pub mod extend;
 pub mod inspect;
 pub mod release;
+mod waiting;
 
+use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::{Health, Standing};
-use crate::runtime::{Effects, Executor, Handle, Wait};
+use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
 /// The masters of one session.
@@ -24,6 +26,7 @@ use crate::token::{self, Key};
 pub struct Masters {
     list: Vec<Arc<Master>>,
     handle: Handle,
+    lines: Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>,
 }
 
 impl Deref for Masters {
@@ -60,13 +63,31 @@ impl Masters {
         standings
     }
 
+    /// Where those of this session stand in line who wait for these resources: first come, first served.
+    fn line(&self, resources: &[Vec<u8>]) -> Arc<AsyncMutex<()>> {
+        let mut lines = locked(&self.lines);
+        if lines.len() == lines.capacity() {
+            lines.retain(|_, line| line.strong_count() > 0);
+        }
+        let line = lines.entry(least(resources).to_vec()).or_default();
+        line.upgrade().unwrap_or_else(|| {
+            let fresh = Arc::default();
+            *line = Arc::downgrade(&fresh);
+            fresh
+        })
+    }
+
     /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is hung.
     fn designated(&self, resources: &[Vec<u8>]) -> usize {
-        // Whatever the order they are named in; and callers whose sets meet often have the least in common.
-        let least = resources.iter().min().map_or(&[][..], Vec::as_slice);
-        let first = usize::try_from(fnv1a(least) % self.len().max(1) as u64).unwrap_or_default();
+        let first = usize::try_from(fnv1a(least(resources)) % self.len().max(1) as u64).unwrap_or_default();
         (0..self.len()).map(|step| (first + step) % self.len()).find(|&index| !self[index].is_hung()).unwrap_or(first)
     }
+}
+
+/// What stands for all of them, whatever the order they are named in; callers whose sets meet often have the least in
+/// common.
+fn least(resources: &[Vec<u8>]) -> &[u8] {
+    resources.iter().min().map_or(&[], Vec::as_slice)
 }
 
 /// What `ask` says about each resource, all asked at once; the first error if there is any.
@@ -101,7 +122,7 @@ impl Session {
             .iter()
             .map(|(endpoint, health)| Master::new(Arc::clone(endpoint), Arc::clone(health), handle.clone()))
             .collect();
-        Self { executor, masters: Arc::new(Masters { list, handle }) }
+        Self { executor, masters: Arc::new(Masters { list, handle, lines: Mutex::default() }) }
     }
 
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.

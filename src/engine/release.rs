@@ -78,7 +78,7 @@ async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
 async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
     let exchange = |link: Link| async move {
         if planted::is(Bug::UnlockWithoutCompare) {
-            return link.call(&planted::plain_delete(resource), None).await;
+            return link.call(&planted::plain_delete(resource, &claim.key), None).await;
         }
         let way = link.release_by().for_script(&claim.script);
         compare_and(link, way, |way| way.release(claim, resource)).await

@@ -1,6 +1,7 @@
 //! From an endpoint to a link that is ready for commands: connect, TLS, log in, find out what the server can do.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures_util::future::join3;
@@ -12,6 +13,7 @@ use crate::master::bounded::Bounded;
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
 use crate::master::link::Link;
+use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
 use crate::script::{Claim, CompareAndDelete, is_unknown_command};
@@ -46,10 +48,17 @@ pub(super) async fn log_in(
 ) -> Result<Link, RedisError> {
     let stream = encrypted(endpoint, handle.effects().connect(endpoint, handle).await?).await?;
     // Deadlines are ours: with none here, redis-rs needs no runtime.
-    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let mut config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let watches = (protocol != ProtocolVersion::RESP2).then(Arc::<Watches>::default);
+    if let Some(watches) = watches.clone() {
+        config = config.set_push_sender(move |push| {
+            watches.take(&push);
+            Ok::<(), Infallible>(())
+        });
+    }
     let login = endpoint.login(protocol);
     let (connection, driver) = MultiplexedConnection::new_with_config(&login, Bounded::new(stream), config).await?;
-    Ok(Link::new(connection, driver, handle, endpoint.answer_patience()))
+    Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches))
 }
 
 async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Stream> {

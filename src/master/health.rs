@@ -75,6 +75,7 @@ struct Record {
     slow: bool,
     reported: Option<Error>,
     identified: bool,
+    unwatchable: bool,
 }
 
 /// How far a round should go for a master.
@@ -155,6 +156,15 @@ impl Health {
             let level = if matches!(error, Error::Setup(_)) { Level::Error } else { Level::Warning };
             self.journal.push(level, format!("master {} gives no vote: {error}", self.name));
             record.reported = Some(error.clone());
+        }
+    }
+
+    /// It will not say when a lock is released. Logged once.
+    pub fn cannot_be_watched(&self, why: &Error) {
+        if !std::mem::replace(&mut locked(&self.record).unwatchable, true) {
+            let message =
+                format!("master {} does not say when a lock is released, waiters have to ask: {why}", self.name);
+            self.journal.push(Level::Info, message);
         }
     }
 

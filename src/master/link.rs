@@ -12,9 +12,14 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 
 use crate::error::Error;
+use crate::master::watch::{Change, Watches};
 use crate::planted::{self, Bug};
 use crate::runtime::{Handle, locked};
 use crate::script::{Claim, CompareAndDelete};
+
+const UNTRACKED: u8 = 0;
+const ASKED: u8 = 1;
+const REFUSED: u8 = 2;
 
 /// A connection after its handshake. Clones share it.
 #[derive(Clone)]
@@ -25,6 +30,8 @@ struct Shared {
     handle: Handle,
     patience: Duration,
     release_by: AtomicU8,
+    watches: Option<Arc<Watches>>,
+    tracking: AtomicU8,
     unanswered: Mutex<Vec<Arc<Claim>>>,
     life: Arc<Life>,
 }
@@ -39,12 +46,13 @@ struct Life {
 
 impl Link {
     /// A link over `connection`, whose `driver` runs until the server closes it or it is given up.
-    /// `patience` is how long one command may stay unanswered.
+    /// `patience` is how long one command may stay unanswered; `watches` takes what the server pushes, if it can.
     pub fn new(
         connection: MultiplexedConnection,
         driver: impl Future<Output = ()> + Send + 'static,
         handle: &Handle,
         patience: Duration,
+        watches: Option<Arc<Watches>>,
     ) -> Self {
         let life = Arc::new(Life::default());
         handle.spawn(drive(driver, Arc::clone(&life)));
@@ -53,6 +61,8 @@ impl Link {
             handle: handle.clone(),
             patience,
             release_by: AtomicU8::new(CompareAndDelete::Evalsha as u8),
+            watches,
+            tracking: AtomicU8::new(UNTRACKED),
             unanswered: Mutex::default(),
             life,
         }))
@@ -73,6 +83,33 @@ impl Link {
     /// Compare and delete in this way from now on.
     pub fn set_release_by(&self, way: CompareAndDelete) {
         self.0.release_by.store(way as u8, Ordering::Relaxed);
+    }
+
+    /// Wait for the next change of `key` after it is read, from now on. `None` if the server cannot push.
+    #[must_use]
+    pub fn change_of(&self, key: &[u8]) -> Option<Change> {
+        self.0.watches.as_ref().map(|watches| watches.change_of(key))
+    }
+
+    /// Have the server push changes of the keys that are read on this connection from now on, as default client tracking
+    /// does. Whoever is the first to want it asks for it. `Err` where it cannot be had.
+    pub async fn track(&self) -> Result<(), Error> {
+        if self.0.watches.is_none() {
+            return Err(Error::Setup("RESP2 has no pushes".into()));
+        }
+        match self.0.tracking.swap(ASKED, Ordering::Relaxed) {
+            UNTRACKED => self.ask_to_track().await.inspect_err(|_| self.0.tracking.store(REFUSED, Ordering::Relaxed)),
+            REFUSED => {
+                self.0.tracking.store(REFUSED, Ordering::Relaxed);
+                Err(Error::NotSent)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask_to_track(&self) -> Result<(), Error> {
+        let reply = self.call(redis::cmd("CLIENT").arg("TRACKING").arg("ON"), None).await?;
+        reply.extract_error().map(drop).map_err(Error::from)
     }
 
     /// Send `command` and wait for its answer, as long as this master is given. A master that exceeds it loses the

@@ -10,6 +10,7 @@ mod node;
 mod sentinel;
 pub mod socket;
 pub mod tls;
+pub mod watch;
 
 use std::sync::{Arc, Mutex};
 
@@ -66,6 +67,11 @@ impl Master {
     /// It granted or refused a lock: what was wrong with it is over.
     pub fn voted(&self) {
         self.health.voted();
+    }
+
+    /// It will not say when a lock is released, so that those who wait for one have to ask.
+    pub fn cannot_be_watched(&self, why: &Error) {
+        self.health.cannot_be_watched(why);
     }
 
     /// Whether it kept silent when last asked, so that nobody need wait for it.

@@ -105,6 +105,7 @@ impl Master {
             [b"INFO", b"server"] => (protocol.text(&format!("# Server\r\nrun_id:{}\r\n", self.index)), Did::Other),
             [b"SELECT" | b"CLIENT", ..] => (b"+OK\r\n".to_vec(), Did::Other),
             [b"SET", resource, key, b"NX", b"PX", ttl_ms] => self.set(resource, key, number(ttl_ms), *protocol),
+            [b"PTTL", resource] => (self.pttl(resource), Did::Other),
             [b"GET", resource] => self.get(resource, *protocol),
             [b"DELIFEQ", resource, key] if self.kind == Kind::Valkey9 => self.release(resource, key),
             [b"DELEX", resource, b"IFEQ", key] if self.kind == Kind::Redis8 => self.release(resource, key),
@@ -150,6 +151,13 @@ impl Master {
     fn get(&self, resource: &[u8], protocol: Protocol) -> (Vec<u8>, Did) {
         let value = self.holder(resource).map(<[u8]>::to_vec);
         (value.as_deref().map_or_else(|| protocol.nil(), bulk), Did::Got { value })
+    }
+
+    fn pttl(&self, resource: &[u8]) -> Vec<u8> {
+        let Some(stored) = self.store.get(resource).filter(|stored| self.now_ms() < stored.expires_at_ms) else {
+            return b":-2\r\n".to_vec();
+        };
+        integer((stored.expires_at_ms - self.now_ms()).cast_signed())
     }
 
     /// A release that does not compare: the planted bug's.

@@ -1,0 +1,217 @@
+//! Waiting for a lock that somebody holds: no longer than needed, and without asking in vain.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::{Either, FusedFuture, join, join_all, pending, select};
+use futures_util::stream::FuturesUnordered;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use redis::Value;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::clock::Instant;
+use crate::engine::acquire::{Cancel, Request, Vote};
+use crate::engine::{Masters, of_each};
+use crate::error::Error;
+use crate::master::Master;
+use crate::master::link::Link;
+use crate::master::watch::Change;
+use crate::retry::Pauses;
+use crate::runtime::{Handle, locked};
+use crate::script::{self, Grant};
+
+/// The longest that pushes are relied on: a server may lose one.
+const CAP: Duration = Duration::from_secs(1);
+
+/// All who wait are told at once, in an order that servers do not vary: without a moment of chance the same would always
+/// come first. The more often somebody has come too late, the shorter it is.
+const MOMENT: Duration = Duration::from_micros(500);
+
+/// The tries of one call: when the next one is due.
+pub(super) struct Waiting<'a> {
+    masters: &'a Masters,
+    request: &'a Request,
+    pauses: Pauses<StdRng>,
+    /// When the caller wants its answer.
+    pub(super) give_up_at: Instant,
+    refused: bool,
+    woken: bool,
+    /// Others want the lock, too, and were in our way.
+    contended: bool,
+    /// How often somebody else was faster.
+    lost: u32,
+    place: Option<OwnedMutexGuard<()>>,
+}
+
+impl<'a> Waiting<'a> {
+    /// Nothing was tried yet.
+    pub(super) fn new(masters: &'a Masters, request: &'a Request) -> Self {
+        let random = masters.handle().with_random(StdRng::from_rng);
+        Self {
+            masters,
+            request,
+            pauses: Pauses::new(request.tries, request.retry_delay, random),
+            give_up_at: masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX)),
+            refused: false,
+            woken: false,
+            contended: false,
+            lost: 0,
+            place: None,
+        }
+    }
+
+    /// Whether one master, the same for all contenders, is to be asked first: contenders that all ask everybody split the
+    /// votes, and nobody wins. The only one who waits saves a round trip.
+    pub(super) const fn asks_one_first(&self) -> bool {
+        self.refused && (self.contended || !self.woken)
+    }
+
+    /// After a round that ended with `votes`: wait until it is time for the next; `false` if there is none.
+    ///
+    /// A pause ends early when the lock may have become free. Where that would be known, the end of a pause is no reason
+    /// to ask: the next pause follows, so that the call still takes the time that its tries allow.
+    pub(super) async fn for_next_try(&mut self, votes: &[Vote], cancel: &mut Cancel) -> bool {
+        let Some(mut pause) = self.pauses.next() else { return false };
+        self.refused = votes.contains(&Ok(Grant::Refused));
+        self.contended |= self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
+        self.lost += u32::from(self.woken);
+        let chance = self.masters.handle().with_random(|random| random.random_range(0.0..1.0));
+        let moment = (MOMENT / (1 + self.lost)).mul_f64(chance);
+        let handle = self.masters.handle();
+        let asked_at = handle.now();
+        let (mut over, outlook) = (asked_at.after(pause), Outlook::default());
+        let mut free = std::pin::pin!(async {
+            until_free(self.masters, self.request, votes, &mut self.place, &outlook).await;
+            handle.sleep(moment).await;
+        });
+        loop {
+            let pause_over = handle.sleep_until(over.min(self.give_up_at));
+            self.woken = matches!(select(&mut free, select(pause_over, &mut *cancel)).await, Either::Left(_));
+            let now = handle.now();
+            if cancel.is_terminated() || now >= self.give_up_at {
+                return false;
+            }
+            if self.woken || pause.is_zero() || !outlook.is_clear(self.request.quorum, now.since(asked_at)) {
+                return true;
+            }
+            let Some(next) = self.pauses.next() else { return true };
+            (pause, over) = (next, over.after(next));
+        }
+    }
+}
+
+/// How well it will be known when the lock becomes free.
+#[derive(Default)]
+struct Outlook {
+    /// Masters that will say so.
+    watched: AtomicUsize,
+    /// One of them is gone.
+    blind: AtomicBool,
+    /// Somebody of this session is before us, and asks.
+    behind: AtomicBool,
+}
+
+impl Outlook {
+    fn is_clear(&self, quorum: usize, since_asked: Duration) -> bool {
+        let watched = self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed);
+        self.behind.load(Ordering::Relaxed) || (watched && since_asked < CAP)
+    }
+}
+
+/// Wait until nobody of this session is before us, and then until the lock may be free on a quorum of masters.
+async fn until_free(
+    masters: &Masters,
+    request: &Request,
+    votes: &[Vote],
+    place: &mut Option<OwnedMutexGuard<()>>,
+    outlook: &Outlook,
+) {
+    if place.is_none() {
+        outlook.behind.store(true, Ordering::Relaxed);
+        *place = Some(masters.line(&request.resources).lock_owned().await);
+        outlook.behind.store(false, Ordering::Relaxed);
+    }
+    let candidates = masters.iter().zip(votes).filter(|(master, vote)| may_grant(master, request, vote));
+    let mut free: FuturesUnordered<_> =
+        candidates.map(|(master, _)| until_free_at(master, request, masters.handle(), outlook)).collect();
+    for _ in 0..request.quorum {
+        if free.next().await.is_none() {
+            pending::<()>().await;
+        }
+    }
+}
+
+/// Free or not, a master that answers with errors gives nothing; one that is not there will not say when.
+fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
+    let is_well = matches!(vote, Ok(_) | Err(Error::NotSent | Error::NoAnswer));
+    is_well && request.resources.iter().all(|resource| master.is_linked(resource))
+}
+
+/// Wait until all resources may be free at this master; for ever if that cannot be known.
+async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) {
+    let Ok(mut holds) = of_each(&request.resources, |resource| Hold::look(master, resource, handle)).await else {
+        return pending().await;
+    };
+    if holds.iter().all(|hold| hold.change.is_some()) {
+        outlook.watched.fetch_add(1, Ordering::Relaxed);
+    }
+    join_all(holds.iter_mut().map(|hold| hold.over(handle, outlook))).await;
+}
+
+/// What one master knows of one resource.
+struct Hold {
+    /// When it becomes free by itself, if ever.
+    expires: Option<Instant>,
+    /// Tells when it changes before that, if the master can.
+    change: Option<Change>,
+}
+
+impl Hold {
+    /// How long it will be held; from that question on, changes are told.
+    async fn look(master: &Master, resource: &[u8], handle: &Handle) -> Result<Self, Error> {
+        let (pttl, change) = (script::pttl(resource), Mutex::new(None));
+        let exchange = |link: Link| {
+            let (pttl, change) = (&pttl, &change);
+            async move {
+                let told = link.change_of(resource);
+                let (tracked, ttl) = join(link.track(), link.call(pttl, None)).await;
+                match tracked {
+                    Ok(()) => *locked(change) = told,
+                    Err(why) => master.cannot_be_watched(&why),
+                }
+                ttl.map(forgiven)
+            }
+        };
+        let reply = master.call(resource, exchange, || true).await?.value;
+        let expires = script::expiry(reply).inspect_err(|why| master.cannot_be_watched(why))?;
+        let expires = expires.map(|ttl| handle.now().after(ttl));
+        let change = locked(&change).take();
+        Ok(Self { expires, change })
+    }
+
+    async fn over(&mut self, handle: &Handle, outlook: &Outlook) {
+        let expired = self.expires.map_or(Either::Right(pending()), |at| Either::Left(handle.sleep_until(at)));
+        let changed = async {
+            if let Some(change) = &mut self.change {
+                if change.told().await.is_ok() {
+                    return;
+                }
+                outlook.blind.store(true, Ordering::Relaxed);
+            }
+            pending::<()>().await;
+        };
+        select(expired, std::pin::pin!(changed)).await;
+    }
+}
+
+/// A master that may not be asked for a TTL votes as well as any other: its error is nothing to hold against it, unless it
+/// says where to ask instead.
+fn forgiven(reply: Value) -> Value {
+    match reply {
+        Value::ServerError(error) if error.code() != "MOVED" => Value::Array(vec![Value::ServerError(error)]),
+        other => other,
+    }
+}
