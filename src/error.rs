@@ -16,6 +16,9 @@ pub enum Error {
     /// The round was decided before there was a connection to send on.
     #[error("not asked")]
     NotSent,
+    /// The round was decided before its answer came.
+    #[error("not awaited")]
+    NotAwaited,
     /// The connection ended before the answer came.
     #[error("connection closed")]
     Closed,

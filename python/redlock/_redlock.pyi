@@ -79,6 +79,14 @@ class Engine:
                 first.
         """
 
+    def health(self) -> list[tuple[str | None, int, int]]:
+        """What has become of each master's commands since the engine was made, or the process forked.
+
+        Returns:
+            Per master what it last failed with (``None`` if it has mended since, or never failed), how often it
+            answered with an error or could not be reached, and how often it kept silent.
+        """
+
     def write_log(self) -> None:
         """Log what was noticed of the masters since the last call."""
 
@@ -116,8 +124,8 @@ class Operation(Generic[_T_co]):
             key: replaces the engine's random key, of which each round has a fresh one.
 
         Returns:
-            What is held; else what each master said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``
-            (decided without it), ``"no answer"`` or the text of its error.
+            What is held; else what each master said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``,
+            ``"not awaited"`` (decided without it), ``"no answer"`` or the text of its error.
         """
 
     @staticmethod
@@ -146,11 +154,12 @@ class Operation(Generic[_T_co]):
             ttl_ms: how long the masters are to keep them from now on.
             quorum: how many masters must still have them.
             drift_ms: how far apart the clocks may run in that time.
-            valid_until: on :func:`now`; until then, masters that have forgotten the lock are given it again.
+            valid_until: on :func:`now`; until then, masters that have forgotten the lock are given it again. An
+                extension that is not granted by then fails.
 
         Returns:
-            What is held; else per master ``"extended"``, ``"taken"`` (by another), ``"absent"``, ``"no answer"`` or the
-            text of its error: the lock then ends when it would have.
+            What is held; else per master ``"extended"``, ``"taken"`` (by another), ``"absent"``, ``"not awaited"``,
+            ``"no answer"`` or the text of its error: the lock then ends when it would have.
         """
 
     @staticmethod

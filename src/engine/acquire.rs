@@ -64,19 +64,23 @@ pub struct Held {
 pub type Cancel = Fuse<oneshot::Receiver<()>>;
 
 /// Try up to `request.tries` rounds, with jittered pauses between them, for as long as `request.timeout` says. `Err` is
-/// what each master said in the last one.
+/// what each master said in the last one that was not cut short.
 ///
 /// A caller that cancels gets its answer when what was taken so far is released.
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
     let mut waiting = Waiting::new(masters, request);
+    let mut before = None;
     loop {
         let votes = match round(masters, request, &waiting, &mut cancel).await {
             Ok(held) => return Ok(held),
+            // One that the timeout may have cut short tells less than the one before it.
+            Err(votes) if masters.handle().now() >= waiting.give_up_at => return Err(before.unwrap_or(votes)),
             Err(votes) => votes,
         };
         if cancel.is_terminated() || !waiting.for_next_try(&votes, &mut cancel).await {
             return Err(votes);
         }
+        before = Some(votes);
     }
 }
 
@@ -102,12 +106,13 @@ async fn round(
     let validity = quorum::validity_ms(request.ttl_ms, elapsed, drift_ms);
     if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
         let expires_at = quorum::expires_at(start, request.ttl_ms, drift_ms);
+        let votes = masters.explained(verdict, votes);
         return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes });
     }
     if !planted::is(Bug::NoRelease) {
         attempt.undo(masters, &votes).await;
     }
-    Err(votes)
+    Err(masters.explained(verdict, votes))
 }
 
 /// One attempt to set one key on all masters.
@@ -172,7 +177,7 @@ impl Attempt {
         release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if !self.sent[index].load(Ordering::Relaxed) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
-            Err(Error::NoAnswer) => Treatment::Tell,
+            Err(Error::NoAnswer | Error::NotAwaited) => Treatment::Tell,
             _ => Treatment::Await,
         })
         .await;
@@ -225,7 +230,7 @@ impl<'a> Canvass<'a> {
             || self.attempt.claim.resources.iter().all(|resource| master.is_linked(resource))
         {
             let ask = Arc::clone(&self.attempt).ask(Arc::clone(master), index);
-            self.votes[index] = Err(Error::NoAnswer);
+            self.votes[index] = Err(Error::NotAwaited);
             self.asked.push(ask.map(move |vote| (index, vote)).boxed());
         }
     }

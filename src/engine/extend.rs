@@ -27,7 +27,8 @@ pub struct Request {
     pub drift_ms: u64,
     /// How many masters must have it still.
     pub quorum: usize,
-    /// Until when the lock is known to be ours; until then, masters that have forgotten it are told again.
+    /// Until when the lock is known to be ours: an extension that is not granted by then fails, and until then masters
+    /// that have forgotten the lock are told again.
     pub valid_until: Option<Instant>,
 }
 
@@ -54,7 +55,8 @@ pub struct Extended {
 /// the algorithm more reliable: Extending the lock" in the Redis documentation.
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
     let start = masters.handle().now();
-    let deadline = start.after(quorum::patience(request.ttl_ms));
+    let patience = start.after(quorum::patience(request.ttl_ms));
+    let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     let mut poll = Poll::new(masters, request);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
     let (verdict, answers) = poll.close(masters);
@@ -87,7 +89,7 @@ impl Poll {
             asked: masters.iter().enumerate().map(ask).collect(),
             standings,
             tally: Tally::new(request.quorum, awaited),
-            answers: vec![Err(Error::NoAnswer); masters.len()],
+            answers: vec![Err(Error::NotAwaited); masters.len()],
         }
     }
 
@@ -108,7 +110,8 @@ impl Poll {
     /// The rest of the answers are awaited by nobody.
     fn close(self, masters: &Masters) -> (Verdict, Vec<Answer>) {
         masters.handle().spawn(self.asked.for_each(|_| std::future::ready(())));
-        (self.tally.verdict(), self.answers)
+        let verdict = self.tally.verdict();
+        (verdict, masters.explained(verdict, self.answers))
     }
 }
 

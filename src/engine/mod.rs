@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::{Health, Standing};
+use crate::quorum::Verdict;
 use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
@@ -75,6 +76,17 @@ impl Masters {
             *line = Arc::downgrade(&fresh);
             fresh
         })
+    }
+
+    /// What masters said in a round that ended so. Of one that was not needed, what is known from before: somebody will
+    /// ask why there was no quorum. One still to answer kept silent, if the round did not end without it.
+    fn explained<T>(&self, verdict: Verdict, said: Vec<Result<T, Error>>) -> Vec<Result<T, Error>> {
+        let explained = |(master, one): (&Arc<Master>, Result<T, Error>)| match one {
+            Err(Error::NotAwaited) if verdict == Verdict::Open => Err(Error::NoAnswer),
+            Err(error @ (Error::NotAwaited | Error::NotSent)) => Err(master.failure().unwrap_or(error)),
+            said => said,
+        };
+        self.iter().zip(said).map(explained).collect()
     }
 
     /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is hung.

@@ -7,7 +7,7 @@ use rustix::process::{Pid, getpid};
 use crate::engine::Session;
 use crate::host::{System, blocking};
 use crate::master::endpoint::Endpoint;
-use crate::master::health::{Health, Journal};
+use crate::master::health::{Health, Journal, Summary};
 use crate::runtime::locked;
 
 /// Sessions kept for the next caller; more are closed as they come back.
@@ -57,6 +57,12 @@ impl Pool {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.current().journal
+    }
+
+    /// What has become of each master's commands, in this process.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<Summary> {
+        self.current().masters.iter().map(|(_, health)| health.summary()).collect()
     }
 
     fn current(&self) -> &Arc<InProcess> {

@@ -76,6 +76,19 @@ struct Record {
     reported: Option<Error>,
     identified: bool,
     unwatchable: bool,
+    errors: u64,
+    timeouts: u64,
+}
+
+/// What has become of a master's commands since its manager was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// What it failed with, unless it has mended since.
+    pub failure: Option<Error>,
+    /// How often it answered with an error, or could not be reached.
+    pub errors: u64,
+    /// How often it kept silent.
+    pub timeouts: u64,
 }
 
 /// How far a round should go for a master.
@@ -138,6 +151,7 @@ impl Health {
     pub fn answered_with(&self, error: &Error) {
         let mut record = locked(&self.record);
         record.failures = 0;
+        record.errors += 1;
         self.report(&mut record, error);
     }
 
@@ -146,6 +160,7 @@ impl Health {
         let mut record = locked(&self.record);
         record.failures = record.failures.saturating_add(1);
         record.slow = error.is_slow();
+        *(if record.slow { &mut record.timeouts } else { &mut record.errors }) += 1;
         record.retry_at = now.after(backoff(record.failures, random));
         self.report(&mut record, error);
     }
@@ -166,6 +181,13 @@ impl Health {
                 format!("master {} does not say when a lock is released, waiters have to ask: {why}", self.name);
             self.journal.push(Level::Info, message);
         }
+    }
+
+    /// What has become of its commands so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let record = locked(&self.record);
+        Summary { failure: record.reported.clone(), errors: record.errors, timeouts: record.timeouts }
     }
 
     /// Whether this master's `run_id` was already asked for.
@@ -214,6 +236,18 @@ mod tests {
         health.answered();
         health.answered();
         assert_eq!(journal.take(), [(Level::Info, "master a:1/0 answers again".to_owned())]);
+    }
+
+    #[test]
+    fn failures_are_counted() {
+        let (health, _, mut random) = health();
+        health.failed(&Error::NoAnswer, at(0), &mut random);
+        health.failed(&Error::Closed, at(1), &mut random);
+        health.answered_with(&Error::Reply("OOM".into()));
+        let failure = Some(Error::Reply("OOM".into()));
+        assert_eq!(health.summary(), Summary { failure, errors: 2, timeouts: 1 });
+        health.voted();
+        assert_eq!(health.summary(), Summary { failure: None, errors: 2, timeouts: 1 });
     }
 
     #[test]

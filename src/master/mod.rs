@@ -80,6 +80,12 @@ impl Master {
         self.health.is_hung()
     }
 
+    /// What it last failed with, unless it has mended since.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.health.summary().failure
+    }
+
     /// Whether the answer to a claim is still to come: to that with this key, or to any.
     #[must_use]
     pub fn awaits(&self, key: Option<&[u8]>) -> bool {

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
+use crate::master::health::Summary;
 use crate::python::endpoint::Endpoint;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
@@ -46,6 +47,12 @@ impl Engine {
             }
         }
         Err(reason)
+    }
+
+    /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
+    fn health(&self) -> Vec<(Option<String>, u64, u64)> {
+        let facts = |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
+        self.pool.summaries().into_iter().map(facts).collect()
     }
 
     /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.
