@@ -9,24 +9,52 @@
 
 from __future__ import annotations
 
-from redlock._lock import CannotObtainLock, Lock, MultipleRedlockException
+from redlock._lock import CannotObtainLock, Lock, LockContended, LockLost, MultipleRedlockException, QuorumUnavailable
 from redlock._manager import Redlock
 from redlock._redlock import __version__
 
-__all__ = ["CannotObtainLock", "Lock", "MultipleRedlockException", "Redlock", "__version__"]
+__all__ = [
+    "CannotObtainLock",
+    "Histogram",
+    "Lease",
+    "Lock",
+    "LockContended",
+    "LockLost",
+    "MasterStats",
+    "MultipleRedlockException",
+    "QuorumUnavailable",
+    "Redlock",
+    "Sighting",
+    "Stats",
+    "__version__",
+]
 
-for _public in (CannotObtainLock, MultipleRedlockException, Redlock):
+for _public in (CannotObtainLock, LockContended, LockLost, MultipleRedlockException, QuorumUnavailable, Redlock):
     _public.__module__ = __name__  # where redlock-py has them: in tracebacks, logs and pickles
 del _public
 
 TYPE_CHECKING = False
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from redlock._lease import Lease
+    from redlock._outcomes import Sighting
+    from redlock._stats import Histogram, MasterStats, Stats
+else:
+    # What not everybody needs, and where it is: imported when asked for, with the threads and types that it needs.
+    _LATE = {
+        "Histogram": "_stats",
+        "Lease": "_lease",
+        "MasterStats": "_stats",
+        "Sighting": "_outcomes",
+        "Stats": "_stats",
+    }
 
     def __getattr__(name: str) -> object:
-        """`redlock.redis`, which redlock-py's callers patch in their tests; imported when asked for."""
-        if name == "redis":
-            import redis  # noqa: PLC0415 - slow
+        """A late name; or `redlock.redis`, which redlock-py's callers patch in their tests."""
+        import importlib  # noqa: PLC0415
 
-            return redis
+        if name == "redis":
+            return importlib.import_module("redis")
+        if name in _LATE:
+            return getattr(importlib.import_module(f"redlock.{_LATE[name]}"), name)
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

@@ -123,18 +123,18 @@ def whole_tries(retry_count: float) -> int:
     return math.ceil(min(count, MAX_TRIES)) if count > 0 else 0
 
 
-def seconds(retry_delay: float) -> float:
-    """The pause between two tries.
+def seconds(value: float, name: str = "retry_delay") -> float:
+    """A time to wait.
 
     Raises:
         TypeError: not a number.
         ValueError: negative, NaN, or more than 31 years.
     """
-    delay = retry_delay if type(retry_delay) is float else _number("retry_delay", retry_delay)
-    if not 0 <= delay <= MAX_DELAY:
-        message = f"retry_delay must be seconds from 0 to {MAX_DELAY:.0f}, not {retry_delay!r}"
+    number = value if type(value) is float else _number(name, value)
+    if not 0 <= number <= MAX_DELAY:
+        message = f"{name} must be seconds from 0 to {MAX_DELAY:.0f}, not {value!r}"
         raise ValueError(message)
-    return delay
+    return number
 
 
 def _number(name: str, value: float) -> float:

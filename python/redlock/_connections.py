@@ -139,7 +139,8 @@ class Masters:
         servers: what this was made of.
         engine: ``None`` unless it can honour every server in full.
         names: what logs call the servers.
-        failing: places of those that last answered with an error, where their own methods are called.
+        failing: by the identity of those whose own methods are called, what they last failed with, unless they have
+            mended since, and how often.
 
     Raises:
         Warning: settings that no server can be reached with.
@@ -151,7 +152,7 @@ class Masters:
         known = [each for each in found if each]
         self.engine = Engine(known, logger.log) if known and len(known) == len(found) else None
         self.names = [each.address if each else name(server) for each, server in zip(found, self.servers, strict=True)]
-        self.failing: set[int] = set()
+        self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]
         # The live ones. `set` and `eval` are inherited: they stand in these only when somebody patched them in.
         self._namespaces = [vars(each) for each in (redis.client.Redis, *self.servers)] if self.engine else []

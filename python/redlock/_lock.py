@@ -6,8 +6,10 @@ from collections import namedtuple
 
 TYPE_CHECKING = False  # `typing` itself would cost a fifth of this package's import time
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any, NamedTuple
+
+    from redlock._types import NotObtained, Reason
 
     class Lock(NamedTuple):
         """A lock that was acquired; see the class of the same name below."""
@@ -29,7 +31,51 @@ else:
 
 
 class CannotObtainLock(Exception):  # noqa: N818 - redlock-py's name
-    """No masters were given."""
+    """No lease was granted, or no masters were given.
+
+    Attributes:
+        resource: what was asked for, the very object that was passed; ``None`` if no masters were given.
+        reason: ``"contended"`` (others hold it), ``"timeout"`` (they still did when the timeout was over) or
+            ``"unavailable"`` (no quorum of masters answered).
+        masters: each master and what it said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``,
+            ``"no answer"`` or the text of its error.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        resource: Any = None,
+        reason: NotObtained | None = None,
+        masters: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(*args)  # the message alone: pickle makes the copy of `args` and adds the attributes
+        self.resource = resource
+        self.reason = reason
+        self.masters = masters
+
+
+class LockContended(CannotObtainLock):
+    """Others hold it. ``reason`` is ``"timeout"`` if a timeout was waited out, else ``"contended"``."""
+
+
+class QuorumUnavailable(CannotObtainLock):
+    """Too few masters answered to tell, or to grant it: ``reason`` is ``"unavailable"``."""
+
+
+class LockLost(Exception):  # noqa: N818 - as those above
+    """A lease is no more, or cannot be relied on.
+
+    Attributes:
+        resource: the lease's.
+        reason: ``"expired"`` (its time is over, or the masters no longer have it), ``"taken over"`` (somebody else
+            holds it), ``"unavailable"`` (no quorum of masters answered in time to extend it), ``"forked"`` (it is the
+            parent process's) or ``"released"``.
+    """
+
+    def __init__(self, *args: object, resource: Any = None, reason: Reason = "expired") -> None:
+        super().__init__(*args)
+        self.resource = resource
+        self.reason: Reason = reason
 
 
 class MultipleRedlockException(Exception):  # noqa: N818 - redlock-py's name

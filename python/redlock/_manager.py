@@ -8,12 +8,19 @@ from redlock._redlock import Held, Operation
 
 TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this package
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from typing import Any, Literal
+    from collections.abc import Callable, Collection, Sequence
+    from typing import Any, Literal, ParamSpec, TypeVar
 
     from redlock._connections import Masters
+    from redlock._counters import Counters
+    from redlock._lease import Lease
+    from redlock._outcomes import Sighting
     from redlock._redlock import Engine
-    from redlock._types import Encodable, Item, SupportsSetEval, SupportsUnlock
+    from redlock._stats import Stats
+    from redlock._types import Encodable, Item, Resource, SupportsSetEval, SupportsUnlock
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 # redlock-py's, letter for letter.
 UNLOCK_SCRIPT = """
@@ -49,6 +56,7 @@ class Redlock:
     retry_count: float
     retry_delay: float
     _masters: Masters | None = None
+    _counters: Counters | None = None
 
     def __init__(
         self, connection_list: Collection[Item], retry_count: float | None = None, retry_delay: float | None = None
@@ -107,7 +115,11 @@ class Redlock:
             ValueError: a ttl that is no int, or a resource too long or not encodable.
         """
         outcome = self._acquire(resource, ttl)
-        return outcome if isinstance(outcome, Lock) else False
+        if isinstance(outcome, Lock):
+            self._count().acquired += 1
+            return outcome
+        self._count_refusal(outcome)
+        return False
 
     def unlock(self, lock: SupportsUnlock) -> None:
         """Release a lock on every master; harmless when it has expired or is another's.
@@ -121,7 +133,148 @@ class Redlock:
             MultipleRedlockException: ``unlock_instance`` is overridden and raised redis-py errors. Otherwise
                 masters' errors are logged.
         """
-        self._release(lock)
+        if type(lock) is not Lock:
+            from redlock._lease import Lease  # noqa: PLC0415
+
+            if isinstance(lock, Lease):
+                lock.release()
+                return
+        self._count().released += "released" in self._release(lock)
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def acquire(  # noqa: PLR0913 - all but two have names and defaults
+        self,
+        resource: Resource,
+        ttl: int,
+        *,
+        timeout: float | None = None,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        auto_extend: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+    ) -> Lease:
+        """Acquire ``resource``, waiting for it, as a lease to use in a ``with`` block or to release by hand.
+
+        Args:
+            resource: the name, as in :meth:`lock`; or a list or tuple of names to be held together, with one key: all
+                or none.
+            ttl: how long the masters keep it from each extension on, in milliseconds.
+            timeout: seconds to wait at most; ``None`` waits for ever, 0 tries once.
+            retry_count: how often to try; ``None``: as often as the timeout allows, whatever the manager's is.
+            retry_delay: the longest pause between two tries, in seconds; ``None``: the manager's.
+            auto_extend: extend it at each third of the TTL, by a thread that all such leases of this manager share,
+                until it is released.
+            max_hold: seconds after which it is extended no more, so that a holder that hangs does not keep it for
+                ever; ``None``: no bound.
+            on_lost: called once, in a thread of its own, with the lease when it is lost: before its validity ends, if
+                the interpreter gets to run.
+
+        Raises:
+            LockContended: others hold it: as long as was to be waited, or in as many tries.
+            QuorumUnavailable: no quorum of masters answered in the last round.
+            TypeError: a resource, ttl or time of a type that cannot be used.
+            ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
+                that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
+            NotImplementedError: ``auto_extend`` where :meth:`extend` is not possible.
+        """
+        from redlock import _leasing  # noqa: PLC0415 - needs threads, which `import redlock` does not
+
+        pace = _leasing.Pace.of(self, timeout, retry_count, retry_delay)
+        return _leasing.acquire(self, resource, ttl, pace, _leasing.Keeping(auto_extend, max_hold, on_lost))
+
+    def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
+        """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.
+
+        Args:
+            lock: what :meth:`lock` returned, here or in another process, or anything else with its ``resource`` and
+                ``key``.
+            ttl: milliseconds.
+
+        Returns:
+            The lock with its new validity; ``False`` if no quorum of masters has it any more, or answered: then it
+            is as it was before.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource, key or ttl of a type that cannot be sent.
+            ValueError: a ttl that leaves no validity.
+            NotImplementedError: ``lock_instance`` is overridden.
+        """
+        from redlock import _leasing  # noqa: PLC0415
+
+        return _leasing.extend(self, lock, ttl)
+
+    def locked(self, resource: Encodable) -> bool:
+        """Whether somebody holds ``resource`` on a quorum of masters.
+
+        It may have changed by the time this returns.
+
+        Raises:
+            QuorumUnavailable: too few masters answered to tell.
+            TypeError: a resource of a type that cannot be sent.
+            NotImplementedError: as :meth:`inspect`.
+        """
+        from redlock._outcomes import is_locked  # noqa: PLC0415
+
+        return is_locked(resource, self.inspect(resource), self.quorum)
+
+    def inspect(self, resource: Encodable) -> list[Sighting]:
+        """What each master has under the name of ``resource``: a digest of the holder's key, and for how long.
+
+        Raises:
+            TypeError: a resource of a type that cannot be sent.
+            NotImplementedError: ``lock_instance`` is overridden, or a master is a client without ``get`` and
+                ``pttl``.
+        """
+        from redlock import _leasing  # noqa: PLC0415
+
+        return _leasing.look(self, resource)
+
+    def synchronized(  # noqa: PLR0913 - as above
+        self,
+        name: Resource | Callable[..., Resource],
+        ttl: int,
+        *,
+        timeout: float | None = None,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        auto_extend: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[Lease], object] | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorate a function so that each call holds a lease.
+
+        Args:
+            name: the resource, or a function that makes it from the arguments of each call.
+            ttl: this and all others as in :meth:`acquire`, for each call.
+            timeout: see there.
+            retry_count: see there.
+            retry_delay: see there.
+            auto_extend: see there.
+            max_hold: see there.
+            on_lost: see there.
+
+        Raises:
+            TypeError: when it decorates: an async function (``AsyncRedlock`` has the same for those) or a generator
+                function; both would run after the release.
+        """
+        from redlock import _leasing  # noqa: PLC0415
+
+        keeping = {"auto_extend": auto_extend, "max_hold": max_hold, "on_lost": on_lost}
+        pace = {"timeout": timeout, "retry_count": retry_count, "retry_delay": retry_delay}
+        return _leasing.synchronized(self, name, ttl, {**pace, **keeping})
+
+    def stats(self) -> Stats:
+        """What this manager has done so far, and how its masters fare."""
+        from redlock import _objects, _stats  # noqa: PLC0415
+
+        engine = self._engine()
+        health = engine.health() if engine else _objects.health(self)
+        return _stats.snapshot(self._count(), zip(self._names(), health, strict=False))
+
+    # -- what callers override -----------------------------------------------------------------------------------------
 
     def lock_instance(self, server: SupportsSetEval, resource: Encodable, val: Encodable, ttl: int) -> object:
         """Ask one master, through its client; called only where overridden, or where the engine cannot be used.
@@ -216,23 +369,42 @@ class Redlock:
 
     def _release(self, lock: SupportsUnlock) -> list[str]:
         """As :meth:`unlock`, and what each master said."""
-        resource, key = lock.resource, lock.key
+        return self._release_all((lock.resource,), lock.key)
+
+    def _release_all(self, resources: Sequence[Encodable], key: Encodable) -> list[str]:
         engine = self._engine()
         if engine is None:
             from redlock import _objects  # noqa: PLC0415
 
-            return _objects.release(self, resource, key)
-        said = engine.run(Operation.release([encode("resource", resource)], encode("key", key), self._script()))
+            return _objects.release_together(self, resources, key)
+        names = [encode("resource", each) for each in resources]
+        said = engine.run(Operation.release(names, encode("key", key), self._script()))
         if not _DONE.issuperset(said):
-            self._report(resource, said)
+            self._report(resources, said)
         return said
 
-    def _report(self, resource: Encodable, said: list[str]) -> None:
+    def _report(self, resources: Sequence[Encodable], said: list[str]) -> None:
         from redlock._connections import logger  # noqa: PLC0415
 
+        resource = ", ".join(map(str, resources))
         for name, outcome in zip(self._names(), said, strict=False):
             if outcome not in _DONE:
                 logger.error("Error unlocking resource %s in server %s: %s", resource, name, outcome)
+
+    def _count(self) -> Counters:
+        """Where to count; made late, for some make managers without calling `__init__`."""
+        if self._counters is None:
+            from redlock._counters import Counters  # noqa: PLC0415
+
+            counters: Counters = self.__dict__.setdefault("_counters", Counters())
+            return counters
+        return self._counters
+
+    def _count_refusal(self, said: list[str]) -> None:
+        if said:
+            from redlock._outcomes import is_outage  # noqa: PLC0415
+
+            self._count().refused(contended=not is_outage(said, self.quorum))
 
     def _names(self) -> list[str]:
         """What logs call the masters of the last call; another thread may have changed ``servers`` since."""

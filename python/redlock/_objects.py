@@ -11,38 +11,67 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import RedisClusterException, RedisError
 
 from redlock._arguments import check_type
 from redlock._connections import logger, name
 from redlock._lock import Lock, MultipleRedlockException
+from redlock._redlock import now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from redlock._manager import Redlock
-    from redlock._types import Encodable, SupportsSetEval
+    from redlock._types import Encodable, Sighting, SupportsSetEval
 
 # What redis-py raises when a master fails; its cluster client has a family of its own.
 _FAILURES = (RedisError, RedisClusterException)
 
-# Redis's TTLs run on while a machine is suspended. Linux's monotonic clock stops then; that of macOS does not.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# Sets a TTL, and never a key: what has expired or was taken over stays so.
+# KEYS[1]: the resource. ARGV[1]: the key. ARGV[2]: the ttl in milliseconds.
+# Returns 1: extended. 0: there is no such lock. -1: it is somebody else's.
+EXTEND_SCRIPT = """
+    local held = redis.call("get",KEYS[1])
+    if held == ARGV[1] then
+        return redis.call("pexpire",KEYS[1],ARGV[2])
+    else
+        return held and -1 or 0
+    end"""
+_EXTENSIONS = {1: "extended", 0: "absent", -1: "taken"}
 
 
-def attempts(tries: int, delay: float) -> Iterator[int]:
+class Held(NamedTuple):
+    """As the engine's :class:`~redlock._redlock.Held`."""
+
+    validity_ms: int
+    expires_at: float
+    key: Encodable
+    votes: list[str]
+
+
+def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator[int]:
     """Count the tries, with a pause before each but the first: random, lest contenders keep in step.
 
     Args:
         tries: how many.
         delay: the longest pause in seconds; the shortest is half of it.
+        timeout: seconds after which there is no further try; ``None``: no bound.
     """
+    end = math.inf if timeout is None else now() + timeout
     for attempt in range(tries):
-        if attempt:
-            time.sleep(delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33))
+        if attempt and not _pause(delay, end):
+            return
         yield attempt
+
+
+def _pause(delay: float, end: float) -> bool:
+    """Sleep, and say whether there is time for another try."""
+    pause = delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
+    left = end - now()
+    time.sleep(max(0.0, min(pause, left)))
+    return pause < left
 
 
 def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]) -> Lock | list[str]:
@@ -60,30 +89,67 @@ def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace:
     Raises:
         BaseException: what a hook or a client raised, if no redis-py error; the masters are released first.
     """
+    outcome = obtain(manager, (resource,), terms, (*pace, None))
+    return Lock(outcome.validity_ms, resource, outcome.key) if isinstance(outcome, Held) else outcome
+
+
+def obtain(
+    manager: Redlock,
+    resources: Sequence[Encodable],
+    terms: tuple[int, int],
+    pace: tuple[int, float, float | None],
+) -> Held | list[str]:
+    """As :func:`acquire`, but for several resources together, with one key, and with a timeout in ``pace``."""
     if not manager._overrides("lock_instance"):  # noqa: SLF001 - the caller's hook may take other resources
-        check_type("resource", resource)
+        for resource in resources:
+            check_type("resource", resource)
     said: list[str] = []
     for _ in attempts(*pace):
-        lock, said = _round(manager, resource, terms)
-        if lock:
-            return lock
+        held, said = _round(manager, resources, terms)
+        if held:
+            return held
     return said
 
 
-def _round(manager: Redlock, resource: Encodable, terms: tuple[int, int]) -> tuple[Lock | None, list[str]]:
-    ttl, drift = terms
+def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, int]) -> tuple[Held | None, list[str]]:
     key = manager.get_unique_id()
-    validity = 0
-    start = time.clock_gettime(_CLOCK)
+    held: Held | None = None
+    start = now()
     try:
-        said = [_ask(manager, server, resource, key, ttl) for server in manager.servers]
-        elapsed = (time.clock_gettime(_CLOCK) - start) * 1000
+        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in manager.servers]
         if said.count("granted") >= manager.quorum:
-            validity = math.floor(ttl - elapsed - drift)
+            held = _in_time(start, terms, key, said)
     finally:
-        if validity <= 0:
-            _abandon(manager, resource, key)
-    return Lock(validity, resource, key) if validity > 0 else None, said
+        if held is None:
+            for resource in resources:
+                _abandon(manager, resource, key)
+    return held, said
+
+
+def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[str]) -> Held | None:
+    """What a quorum granted, unless it took so long that nothing is left of it.
+
+    Args:
+        start: when the first master was asked.
+        terms: ttl and drift in milliseconds.
+        key: of what is held.
+        said: what each master said.
+    """
+    ttl, drift = terms
+    validity = math.floor(ttl - (now() - start) * 1000 - drift)
+    return Held(validity, start + (ttl - drift) / 1000, key, said) if validity > 0 else None
+
+
+def _ask_for_all(
+    manager: Redlock, server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int
+) -> str:
+    """Ask until something is not granted."""
+    said = "refused"
+    for resource in resources:
+        said = _ask(manager, server, resource, key, ttl)
+        if said != "granted":
+            break
+    return said
 
 
 def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> str:
@@ -98,13 +164,21 @@ def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: En
 
 def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
     """Log a server's change of state, not each of its errors: an outage would drown the log."""
-    failing = manager._masters.failing if manager._masters else set()  # noqa: SLF001
-    if error and id(server) not in failing:
-        failing.add(id(server))
-        logger.warning("master %s gives no vote: %s", name(server), _text(error))
-    elif not error and id(server) in failing:
-        failing.discard(id(server))
+    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
+    failed, errors = failing.get(id(server), (None, 0))
+    if error:
+        failing[id(server)] = _text(error), errors + 1
+        if not failed:
+            logger.warning("master %s gives no vote: %s", name(server), _text(error))
+    elif failed:
+        failing[id(server)] = None, errors
         logger.info("master %s answers again", name(server))
+
+
+def health(manager: Redlock) -> list[tuple[str | None, int, int]]:
+    """As the engine's; here a client that waits in vain raises an error like any other."""
+    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
+    return [(*failing.get(id(server), (None, 0)), 0) for server in manager.servers]
 
 
 def _text(error: Exception) -> str:
@@ -162,3 +236,85 @@ def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, 
         _log_unlock_error(resource, server, error)
         return _text(error)
     return "released" if deleted else "absent"
+
+
+def release_together(manager: Redlock, resources: Sequence[Encodable], key: Encodable) -> list[str]:
+    """As :func:`release`, for several resources: ``"released"`` where all were."""
+    said = zip(*(release(manager, resource, key) for resource in resources), strict=True)
+    return [next((each for each in of_one if each != "released"), "released") for of_one in said]
+
+
+def check_own_names(manager: Redlock, what: str) -> None:
+    """Refuse what cannot be done where ``lock_instance`` is the caller's: only that knows where the key is.
+
+    Args:
+        manager: whose hooks.
+        what: is to be done, as the error says it.
+
+    Raises:
+        NotImplementedError: the hook is overridden.
+    """
+    if manager._overrides("lock_instance"):  # noqa: SLF001
+        message = f"cannot {what}: lock_instance of {type(manager).__name__} is overridden, and only that knows how"
+        raise NotImplementedError(message)
+
+
+def extend(
+    manager: Redlock, resources: Sequence[Encodable], key: Encodable, terms: tuple[int, int]
+) -> Held | list[str]:
+    """Set the TTL anew where the key is still there, by each client's ``eval``.
+
+    Args:
+        manager: whose servers.
+        resources: as acquired.
+        key: the proof of ownership.
+        terms: ttl and drift in milliseconds.
+
+    Returns:
+        What is held; else what each master said: ``"extended"``, ``"taken"``, ``"absent"`` or its error's text.
+
+    Raises:
+        NotImplementedError: ``lock_instance`` is overridden.
+    """
+    check_own_names(manager, "extend")
+    start = now()
+    said = [_extend_all(server, resources, key, terms[0]) for server in manager.servers]
+    held = _in_time(start, terms, key, said) if said.count("extended") >= manager.quorum else None
+    return held or said
+
+
+def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int) -> str:
+    said = ""
+    for resource in resources:
+        try:
+            reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
+            said = _EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
+        except _FAILURES as error:
+            said = _text(error)
+        if said != "extended":
+            break
+    return said
+
+
+def look(manager: Redlock, resource: Encodable) -> list[Sighting]:
+    """Ask every master who holds ``resource``, by each client's ``get`` and ``pttl``.
+
+    Raises:
+        NotImplementedError: a client has no such methods, or ``lock_instance`` is overridden.
+    """
+    check_own_names(manager, "inspect")
+    for server in manager.servers:
+        if not (callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))):
+            message = f"cannot inspect: a {type(server).__qualname__} has no get and pttl"
+            raise NotImplementedError(message)
+    return [_look_at(server, resource) for server in manager.servers]
+
+
+def _look_at(server: Any, resource: Encodable) -> Sighting:
+    try:
+        key, ttl = server.get(resource), server.pttl(resource)
+    except _FAILURES as error:
+        return None, None, _text(error)
+    if key is None or ttl == -2:  # noqa: PLR2004 - Redis's word for no such key: gone before the second question
+        return None, None, None
+    return key if isinstance(key, bytes) else str(key).encode(), ttl if ttl >= 0 else None, None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 Encodable: TypeAlias = str | bytes | memoryview | int | float
 """What redis-py encodes: the type of a resource, and of a key."""
@@ -35,6 +35,36 @@ class SupportsUnlock(Protocol):
 
 Sighting: TypeAlias = tuple[bytes | None, int | None, str | None]
 """What one master knows of a lock: the holder's key, the milliseconds it will keep it, and the error if it said one."""
+
+
+class HeldLike(Protocol):
+    """What was granted: the engine's :class:`~redlock._redlock.Held`, or the same by another path."""
+
+    @property
+    def validity_ms(self) -> int:
+        """Milliseconds it may be relied on, from when it was granted."""
+
+    @property
+    def expires_at(self) -> float:
+        """When validity ends, on :func:`redlock._redlock.now`."""
+
+    @property
+    def key(self) -> Encodable:
+        """The proof of ownership."""
+
+    @property
+    def votes(self) -> Sequence[str]:
+        """What each master had said when it was decided."""
+
+
+Resource: TypeAlias = Encodable | list[Encodable] | tuple[Encodable, ...]
+"""What a lease is for: one name, or several at once."""
+
+NotObtained: TypeAlias = Literal["contended", "timeout", "unavailable"]
+"""Why a lease was not granted."""
+
+Reason: TypeAlias = Literal["expired", "taken over", "unavailable", "forked", "released"]
+"""Why a lease cannot be relied on."""
 
 Item: TypeAlias = str | bytes | Mapping[str, Any] | SupportsSetEval
 """A master, as a connection list has it."""

@@ -1,0 +1,58 @@
+"""What a manager counts while it works. `_stats` makes of it what callers see.
+
+Plain additions, without a lock, which a fork could leave taken for ever: exact where one thread runs at a time; on a
+free-threaded interpreter two threads that count in the same instant may be counted once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+# Upper bounds in seconds, from a round trip in one rack to a wait that somebody notices.
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class Times:
+    """How often something took how long."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+
+class Counters:
+    """Of one manager, since it was made; in a forked child they go on from its parent's."""
+
+    def __init__(self) -> None:
+        self.acquired = self.contended = self.unavailable = 0
+        self.extended = self.lost = self.released = 0
+        self.held = 0
+        self.wait, self.round_trip = Times(), Times()
+
+    def granted(self, waited: float) -> None:
+        """Count a lease, for which its caller waited so many seconds."""
+        self.acquired += 1
+        self.held += 1
+        self.wait.add(waited)
+
+    def refused(self, *, contended: bool) -> None:
+        """Count a call that got nothing: since others hold it, or since no quorum answered."""
+        if contended:
+            self.contended += 1
+        else:
+            self.unavailable += 1
+
+    def ended(self, *, lost: bool) -> None:
+        """Count the end of a lease: each is either released or lost."""
+        self.held -= 1
+        if lost:
+            self.lost += 1
+        else:
+            self.released += 1

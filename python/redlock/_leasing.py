@@ -1,0 +1,306 @@
+"""What :class:`~redlock.Redlock` does with leases: over the engine, or over the clients' own calls where it cannot.
+
+Imported when the first lease is asked for: it needs threads, which ``import redlock`` does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from redlock import _outcomes
+from redlock._arguments import MAX_TRIES, check_ttl, drift_ms, encode, seconds, whole_tries
+from redlock._keeper import Keeper
+from redlock._lease import Lease
+from redlock._lock import Lock, LockContended, LockLost
+from redlock._objects import attempts
+from redlock._redlock import Operation, now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from redlock._counters import Counters
+    from redlock._manager import Redlock
+    from redlock._redlock import Engine
+    from redlock._types import Encodable, HeldLike, Resource, SupportsUnlock
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How hard to try; see :meth:`Redlock.acquire`."""
+
+    tries: int
+    delay: float
+    timeout: float | None
+
+    @classmethod
+    def of(cls, manager: Redlock, timeout: float | None, retry_count: float | None, retry_delay: float | None) -> Pace:
+        """As the caller wants it, and otherwise without end, at the manager's pace.
+
+        Raises:
+            TypeError: not a number.
+            ValueError: negative, or no try at all.
+        """
+        tries = MAX_TRIES if retry_count is None else whole_tries(retry_count)
+        if tries < 1:
+            message = f"retry_count must be at least 1, not {retry_count!r}"
+            raise ValueError(message)
+        delay = seconds(manager.retry_delay if retry_delay is None else retry_delay)
+        timeout = None if timeout is None else seconds(timeout, "timeout")
+        # Without any time, not even one round could be finished.
+        return cls(1, delay, None) if timeout == 0 else cls(tries, delay, timeout)
+
+    def is_waited_out(self, waited: float) -> bool:
+        """Whether the timeout was what ended a call that waited so many seconds."""
+        return bool(self.timeout) and (self.tries == MAX_TRIES or waited >= (self.timeout or 0.0))
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a lease is kept; see :meth:`Redlock.acquire`.
+
+    Raises:
+        ValueError: ``max_hold`` or ``on_lost`` without ``auto_extend``.
+    """
+
+    auto_extend: bool
+    max_hold: float | None
+    on_lost: Callable[[Any], object] | None
+
+    def __post_init__(self) -> None:
+        if not self.auto_extend and (self.max_hold is not None or self.on_lost is not None):
+            message = "max_hold and on_lost are for leases that are kept: they need auto_extend=True"
+            raise ValueError(message)
+        if self.max_hold is not None:
+            seconds(self.max_hold, "max_hold")
+
+
+def listed(resource: Resource) -> Sequence[Encodable]:
+    """The names that a caller means: one, or each of a list or tuple.
+
+    Raises:
+        ValueError: none, or one twice; or not encodable.
+        TypeError: of a type that cannot be sent.
+    """
+    if not isinstance(resource, (list, tuple)):
+        return (resource,)
+    names = [encode("resource", each) for each in resource]
+    if not names:
+        message = "resource: expected at least one name"
+        raise ValueError(message)
+    if len(set(names)) < len(names):
+        message = f"resource: a name stands there twice: {resource!r:.200}"
+        raise ValueError(message)
+    return tuple(resource)
+
+
+class Operations:
+    """What one lease needs of its manager, for the names it is for."""
+
+    def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
+        self._manager = manager
+        self._resources = resources
+
+    @property
+    def quorum(self) -> int:
+        """How many masters must agree."""
+        return self._manager.quorum
+
+    @property
+    def counters(self) -> Counters:
+        """The manager's."""
+        return self._manager._count()  # noqa: SLF001 - this module is a part of the manager
+
+    @property
+    def keeper(self) -> Keeper:
+        """The manager's in this process: a forked child has no threads of its parent."""
+        keepers: dict[int, Keeper] = vars(self._manager).setdefault("_keepers", {})
+        return keepers.get(os.getpid()) or keepers.setdefault(os.getpid(), Keeper())
+
+    def named(self, votes: Sequence[str]) -> list[tuple[str, str]]:
+        """What masters said, with their names."""
+        return list(zip(self._manager._names(), votes, strict=False))  # noqa: SLF001
+
+    def checked(self, ttl: int) -> int:
+        """A ttl that leaves some validity.
+
+        Raises:
+            ValueError: it does not, or is no int.
+            TypeError: not a number.
+        """
+        check_ttl(ttl)
+        drift = self._drift(ttl)
+        if ttl <= drift:
+            message = f"ttl must leave some validity; of {ttl} ms, {drift} are for the clocks' drift"
+            raise ValueError(message)
+        return ttl
+
+    def _drift(self, ttl: int) -> int:
+        return drift_ms(ttl, self._manager.clock_drift_factor)
+
+    def _names(self) -> list[bytes]:
+        return [encode("resource", each) for each in self._resources]
+
+    # -- what asks the masters ----------------------------------------------------------------------------------------
+
+    def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[str]:
+        """Try until it is held, or what each master said in the last round."""
+        manager = self._manager
+        engine = manager._engine()  # noqa: SLF001
+        if engine is None:
+            from redlock import _objects  # noqa: PLC0415
+
+            terms = ttl, self._drift(ttl)
+            return _objects.obtain(manager, self._resources, terms, (pace.tries, pace.delay, pace.timeout))
+        if manager._overrides("get_unique_id"):  # noqa: SLF001
+            return self._acquire_keyed(engine, ttl, pace)
+        return self._ask(engine, ttl, pace, None)
+
+    def _acquire_keyed(self, engine: Engine, ttl: int, pace: Pace) -> HeldLike | list[str]:
+        """With the caller's keys, a fresh one per try."""
+        said: list[str] = []
+        once = Pace(1, 0.0, None)
+        for _ in attempts(pace.tries, pace.delay, pace.timeout):
+            outcome = self._ask(engine, ttl, once, encode("key", self._manager.get_unique_id()))
+            if not isinstance(outcome, list):
+                return outcome
+            said = outcome
+        return said
+
+    def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[str]:
+        script = self._manager._script()  # noqa: SLF001
+        terms = self._names(), ttl, self.quorum, self._drift(ttl)
+        return engine.run(Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key))
+
+    def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[str]:
+        """Set the time to live anew, once.
+
+        Args:
+            key: of the lease.
+            ttl: milliseconds.
+            until: when validity ends, as far as it is known: masters that have lost the key are given it again before.
+
+        Returns:
+            What is held now, or what each master said.
+        """
+        manager = self._manager
+        engine = manager._engine()  # noqa: SLF001
+        with self._timed():
+            if engine is None:
+                from redlock import _objects  # noqa: PLC0415
+
+                outcome: HeldLike | list[str] = _objects.extend(manager, self._resources, key, (ttl, self._drift(ttl)))
+            else:
+                terms = ttl, self.quorum, self._drift(ttl), until
+                outcome = engine.run(Operation.extend(self._names(), encode("key", key), *terms))
+        self.counters.extended += not isinstance(outcome, list)
+        return outcome
+
+    def release(self, key: Encodable) -> bool:
+        """Release on every master; errors are logged.
+
+        Returns:
+            Whether so many may have had it that it was held.
+        """
+        with self._timed():
+            said = self._manager._release_all(self._resources, key)  # noqa: SLF001
+        return said.count("absent") <= len(said) - self.quorum
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = now()
+        yield
+        self.counters.round_trip.add(now() - start)
+
+
+def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:
+    """:meth:`Redlock.acquire`."""
+    operations = Operations(manager, listed(resource))
+    if keeping.auto_extend and manager._engine() is None:  # noqa: SLF001
+        from redlock import _objects  # noqa: PLC0415
+
+        _objects.check_own_names(manager, "extend")
+    ttl, start = operations.checked(ttl), now()
+    held = operations.acquire(ttl, pace)
+    waited = now() - start
+    counters = operations.counters
+    if isinstance(held, list):
+        error = _outcomes.refusal(
+            resource, operations.named(held), manager.quorum, waited_out=pace.is_waited_out(waited)
+        )
+        counters.refused(contended=isinstance(error, LockContended))
+        raise error
+    counters.granted(waited)
+    return _kept(Lease(operations, resource, ttl, held, keeping.on_lost), operations, keeping)
+
+
+def _kept(lease: Lease, operations: Operations, keeping: Keeping) -> Lease:
+    if keeping.auto_extend:
+        lease._keep(keeping.max_hold)  # noqa: SLF001
+        try:
+            operations.keeper.keep(lease)
+        except BaseException:
+            lease.release()
+            raise
+    return lease
+
+
+def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
+    """:meth:`Redlock.extend`."""
+    if isinstance(lock, Lease):
+        try:
+            lock.extend(ttl)
+        except LockLost:
+            return False
+        return Lock(lock.validity, lock.resource, lock.key)
+    operations = Operations(manager, (lock.resource,))
+    outcome = operations.extend(lock.key, operations.checked(ttl), None)
+    return False if isinstance(outcome, list) else Lock(outcome.validity_ms, lock.resource, lock.key)
+
+
+def look(manager: Redlock, resource: Encodable) -> list[_outcomes.Sighting]:
+    """:meth:`Redlock.inspect`."""
+    engine = manager._engine()  # noqa: SLF001
+    if engine is None:
+        from redlock import _objects  # noqa: PLC0415
+
+        found = _objects.look(manager, resource)
+    else:
+        found = engine.run(Operation.inspect(encode("resource", resource)))
+    return _outcomes.sightings(manager._names(), found)  # noqa: SLF001
+
+
+def synchronized(
+    manager: Redlock, name: Resource | Callable[..., Resource], ttl: int, terms: dict[str, Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """:meth:`Redlock.synchronized`; ``terms`` are the other arguments of :meth:`Redlock.acquire`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        refuse_suspending(function, type(manager).__name__)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with manager.acquire(name(*args, **kwargs) if callable(name) else name, ttl, **terms):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def refuse_suspending(function: Callable[..., Any], manager: str) -> None:
+    """Refuse functions whose call only makes something that runs later, when the lock would be released already.
+
+    Raises:
+        TypeError: it is a coroutine function, or a generator function.
+    """
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        message = f"{function!r} is async: use AsyncRedlock.synchronized, {manager} would block the event loop"
+        raise TypeError(message)
+    if inspect.isgeneratorfunction(function):
+        message = f"{function!r} is a generator: it would run after the release; acquire in its body"
+        raise TypeError(message)
