@@ -61,6 +61,7 @@ lint-python: .venv/.engine
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest redlock._redlock --mypy-config-file pyproject.toml
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright tests/typing
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes redlock --ignoreexternal # looks for redlock by the first `python`
 
 test-rust: # the core alone, without Python; with mistakes for the simulation to find

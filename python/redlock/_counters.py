@@ -15,7 +15,8 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 class Times:
     """How often something took how long."""
 
-    __slots__ = ("counts", "sum")
+    counts: list[int]
+    sum: float
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
@@ -30,11 +31,22 @@ class Times:
 class Counters:
     """Of one manager, since it was made; in a forked child they go on from its parent's."""
 
+    acquired: int
+    contended: int
+    unavailable: int
+    extended: int
+    lost: int
+    released: int
+    held: int
+    wait: Times
+    round_trip: Times
+
     def __init__(self) -> None:
         self.acquired = self.contended = self.unavailable = 0
         self.extended = self.lost = self.released = 0
         self.held = 0
-        self.wait, self.round_trip = Times(), Times()
+        self.wait = Times()
+        self.round_trip = Times()
 
     def granted(self, waited: float) -> None:
         """Count a lease, for which its caller waited so many seconds."""

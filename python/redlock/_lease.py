@@ -165,6 +165,24 @@ class LeaseBase:
             self._reason = self._reason or reason
         return first
 
+    def _begin_release(self) -> bool:
+        """End it, since it is going to be released.
+
+        Returns:
+            Whether that is to be done: not twice.
+        """
+        if self.released_in_time is not None:
+            return False
+        self._end(self._why_not() or "released")
+        self.released_in_time = self._reason == "released"
+        return True
+
+    def _end_release(self, *, was_held: bool) -> None:
+        """Note what the masters said of the release: whether a quorum had it until then."""
+        self.released_in_time = self.released_in_time and was_held
+        if not self.released_in_time:
+            logger.warning("%r was released too late: its validity was over, or the masters no longer had it", self)
+
     def _may_extend_until(self) -> float:
         """No extension may go on beyond: what succeeds after the holder was told of a loss would come too late."""
         return min(self._expires_at, self._upkeep.lost_at) if self._upkeep else self._expires_at
@@ -297,20 +315,11 @@ class Lease(LeaseBase):
         if self._is_inherited():
             return  # it is the parent's
         with self._turn:
-            first = self._end(self._why_not() or "released")
-            if self.released_in_time is not None:
+            if not self._begin_release():
                 return
-            self.released_in_time = self._reason == "released"
-        if first:
-            self._forget()
-        self._give_back()
-
-    def _give_back(self) -> None:
+        self._forget()
         was_held = self._operations.release(self.key)
-        if self.released_in_time and not was_held:
-            self.released_in_time = False
-        if not self.released_in_time:
-            logger.warning("%r was released too late: its validity was over, or the masters no longer had it", self)
+        self._end_release(was_held=was_held)
         if not self._told:
             self._operations.counters.ended(lost=not self.released_in_time)
 

@@ -50,7 +50,7 @@ class CannotObtainLock(Exception):  # noqa: N818 - redlock-py's name
     ) -> None:
         super().__init__(*args)  # the message alone: pickle makes the copy of `args` and adds the attributes
         self.resource = resource
-        self.reason = reason
+        self.reason: NotObtained | None = reason
         self.masters = masters
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
 from typing_extensions import assert_type
 
-from redlock import CannotObtainLock, Lock, MultipleRedlockException, Redlock, __version__
+from redlock import (
+    CannotObtainLock,
+    Histogram,
+    Lease,
+    Lock,
+    LockContended,
+    LockLost,
+    MasterStats,
+    MultipleRedlockException,
+    QuorumUnavailable,
+    Redlock,
+    Sighting,
+    Stats,
+    __version__,
+)
 from redlock.cli import main
 
 version: str = __version__
@@ -76,6 +91,88 @@ manager.unlock(Lock(0, "resource", "key"))
 manager.unlock(Lock(validity=0, resource="resource", key=b"key"))
 manager.unlock("resource")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+with manager.acquire("resource", 1000) as lease:
+    assert_type(lease, Lease)
+    assert_type(lease.remaining, int)
+    assert_type(lease.validity, int)
+    assert_type(lease.ttl, int)
+    assert_type(lease.token, int | None)
+    assert_type(lease.holder, str)
+    assert_type(lease.masters, Sequence[tuple[str, str]])
+    assert_type(lease.released_in_time, bool | None)
+    assert_type(lease.lost.is_set(), bool)
+    assert_type(lease.lost.wait(1.5), bool)
+    assert_type(lease.lost.reason, Literal["expired", "taken over", "unavailable", "forked", "released"] | None)
+    lease.extend()
+    lease.extend(2000)
+    lease.extend(ttl=2000)
+    lease.ensure()
+    lease.ensure(500)
+    lease.remaining = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+lease.release()
+manager.unlock(lease)
+
+
+def on_lost(lost: Lease) -> None: ...
+
+
+manager.acquire(["a", b"b", 3], ttl=1000, timeout=5)
+manager.acquire(("a", "b"), 1000, timeout=None, retry_count=3, retry_delay=0.1)
+manager.acquire("resource", 1000, auto_extend=True, max_hold=3600, on_lost=on_lost)
+manager.acquire("resource", 1000, 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+manager.acquire("resource")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+manager.acquire({"a"}, 1000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+manager.acquire("resource", 1000, on_lost=lambda: None)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
+
+assert_type(manager.extend(Lock(0, "resource", "key"), 1000), Lock | Literal[False])
+assert_type(manager.extend(lease, 1000), Lock | Literal[False])
+manager.extend(False, 1000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(manager.locked("resource"), bool)
+for sighting in manager.inspect("resource"):
+    assert_type(sighting, Sighting)
+    assert_type(sighting.holder, str | None)
+    assert_type(sighting.ttl_ms, int | None)
+    assert_type(sighting.error, str | None)
+
+
+@manager.synchronized("nightly", ttl=60_000, timeout=0)
+def nightly(count: int, *, label: str = "") -> float:
+    return count / len(label)
+
+
+assert_type(nightly(5, label="five"), float)
+nightly("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def name_of(order: int) -> str:
+    return f"order:{order}"
+
+
+@manager.synchronized(name_of, 1000, auto_extend=True)
+def ship(order: int) -> None: ...
+
+
+ships: Callable[[int], None] = ship
+
+stats = manager.stats()
+assert_type(stats, Stats)
+assert_type(stats.acquired, int)
+assert_type(stats.wait, Histogram)
+assert_type(stats.masters, tuple[MasterStats, ...])
+stats.acquired = 0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+try:
+    manager.acquire("resource", 1000)
+except LockContended as contended:
+    assert_type(contended.reason, Literal["contended", "timeout", "unavailable"] | None)
+    assert_type(contended.masters, Sequence[tuple[str, str]])
+except QuorumUnavailable as unavailable:
+    caught: CannotObtainLock = unavailable
+except LockLost as loss:
+    assert_type(loss.reason, Literal["expired", "taken over", "unavailable", "forked", "released"])
 
 # -- subclasses --------------------------------------------------------------------------------------------------------
 
