@@ -263,6 +263,8 @@ def test_refusals_are_pickled_and_copied(servers, dlm):
         ({"resource": []}, ValueError),
         ({"resource": ["a", b"a"]}, ValueError),
         ({"resource": ["a", None]}, TypeError),
+        ({"resource": {"a", "b"}}, TypeError),
+        ({"resource": bytearray(b"ab")}, TypeError),
         ({"max_hold": 5}, ValueError),
         ({"on_lost": print}, ValueError),
         ({"auto_extend": True, "max_hold": -5}, ValueError),

@@ -364,27 +364,31 @@ class Lease(LeaseBase):
             threading.Thread(target=self._on_lost, args=(self,), name="redlock-on-lost", daemon=True).start()
 
     def _tend(self, until: float) -> None:
-        """Do what is due: the keeper calls it.
+        """Do what is due: the keeper calls it, and it never raises.
 
         Args:
             until: when the keeper has to be back.
         """
         upkeep, at = self._upkeep, now()
         assert upkeep is not None  # noqa: S101
-        if at >= upkeep.lost_at:
-            self._lose(self._why_not() or upkeep.reason)
-        elif at >= upkeep.due:
-            self._renew(upkeep, until)
-
-    def _renew(self, upkeep: Upkeep, until: float) -> None:
-        if not self._turn.acquire(blocking=False):  # it is being extended or released
-            upkeep.failed(now())
-            return
         try:
-            if self._try_to_extend(self.ttl, until) is not None:
+            if at >= upkeep.lost_at:
+                self._lose(self._why_not() or upkeep.reason)
+            elif at >= upkeep.due and not self._renew(until):
                 upkeep.failed(now())
         except Exception:  # noqa: BLE001 - the keeper has other leases to extend
             logger.exception("Error extending %r", self)
             upkeep.failed(now())
+
+    def _renew(self, until: float) -> bool:
+        """Extend it, unless somebody else is just extending or releasing it.
+
+        Returns:
+            Whether it was extended.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            return self._try_to_extend(self.ttl, until) is None
         finally:
             self._turn.release()

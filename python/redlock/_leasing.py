@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from redlock import _outcomes
-from redlock._arguments import MAX_TRIES, check_ttl, drift_ms, encode, seconds, whole_tries
+from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
 from redlock._keeper import Keeper
 from redlock._lease import Lease
 from redlock._lock import Lock, LockContended, LockLost
@@ -21,7 +22,7 @@ from redlock._objects import attempts
 from redlock._redlock import Operation, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from redlock._counters import Counters
     from redlock._manager import Redlock
@@ -80,13 +81,15 @@ class Keeping:
 
 
 def listed(resource: Resource) -> Sequence[Encodable]:
-    """The names that a caller means: one, or each of a list or tuple.
+    """The names that a caller means: one, or each of a sequence.
 
     Raises:
         ValueError: none, or one twice; or not encodable.
         TypeError: of a type that cannot be sent.
     """
-    if not isinstance(resource, (list, tuple)):
+    if isinstance(resource, bytearray):
+        check_type("resource", resource)  # which it is not, and no sequence of names either
+    if not isinstance(resource, Sequence) or isinstance(resource, (str, bytes, memoryview)):
         return (resource,)
     names = [encode("resource", each) for each in resource]
     if not names:

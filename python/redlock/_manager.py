@@ -9,6 +9,7 @@ from redlock._redlock import Held, Operation
 TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this package
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any, Literal, ParamSpec, TypeVar
 
     from redlock._connections import Masters
@@ -57,6 +58,7 @@ class Redlock:
     retry_delay: float
     _masters: Masters | None = None
     _counters: Counters | None = None
+    _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # around each `acquire`
 
     def __init__(
         self, connection_list: Collection[Item], retry_count: float | None = None, retry_delay: float | None = None
@@ -158,8 +160,8 @@ class Redlock:
         """Acquire ``resource``, waiting for it, as a lease to use in a ``with`` block or to release by hand.
 
         Args:
-            resource: the name, as in :meth:`lock`; or a list or tuple of names to be held together, with one key: all
-                or none.
+            resource: the name, as in :meth:`lock`; or a sequence of names to be held together, with one key: all or
+                none.
             ttl: how long the masters keep it from each extension on, in milliseconds.
             timeout: seconds to wait at most; ``None`` waits for ever, 0 tries once.
             retry_count: how often to try; ``None``: as often as the timeout allows, whatever the manager's is.
@@ -182,7 +184,11 @@ class Redlock:
         from redlock import _leasing  # noqa: PLC0415 - needs threads, which `import redlock` does not
 
         pace = _leasing.Pace.of(self, timeout, retry_count, retry_delay)
-        return _leasing.acquire(self, resource, ttl, pace, _leasing.Keeping(auto_extend, max_hold, on_lost))
+        keeping = _leasing.Keeping(auto_extend, max_hold, on_lost)
+        if self._watch is None:
+            return _leasing.acquire(self, resource, ttl, pace, keeping)
+        with self._watch(resource, ttl):
+            return _leasing.acquire(self, resource, ttl, pace, keeping)
 
     def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
         """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from redlock._types import Encodable, Reason
 
 # The votes of masters that answered, or were not needed. Everything else is an outage: silence, or an error's text.
-_WELL = frozenset(("granted", "refused", "not asked", "not awaited"))
+WELL = frozenset(("granted", "refused", "not asked", "not awaited"))
 
 _LOSSES: dict[Reason, str] = {
     "expired": "its time is over, or the masters no longer have it",
@@ -69,7 +69,7 @@ def digest(key: bytes) -> str:
 
 def is_outage(said: Sequence[str], quorum: int) -> bool:
     """Whether it was for want of masters that no quorum granted, and not because others hold it."""
-    return "refused" not in said or sum(vote not in _WELL for vote in said) > len(said) - quorum
+    return "refused" not in said or sum(vote not in WELL for vote in said) > len(said) - quorum
 
 
 def refusal(resource: Any, masters: Sequence[tuple[str, str]], quorum: int, *, waited_out: bool) -> CannotObtainLock:

@@ -57,7 +57,7 @@ class HeldLike(Protocol):
         """What each master had said when it was decided."""
 
 
-Resource: TypeAlias = Encodable | list[Encodable] | tuple[Encodable, ...]
+Resource: TypeAlias = Encodable | Sequence[Encodable]
 """What a lease is for: one name, or several at once."""
 
 NotObtained: TypeAlias = Literal["contended", "timeout", "unavailable"]

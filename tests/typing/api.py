@@ -120,6 +120,8 @@ def on_lost(lost: Lease) -> None: ...
 
 
 manager.acquire(["a", b"b", 3], ttl=1000, timeout=5)
+names: list[str] = ["a", "b"]
+manager.acquire(names, 1000)
 manager.acquire(("a", "b"), 1000, timeout=None, retry_count=3, retry_delay=0.1)
 manager.acquire("resource", 1000, auto_extend=True, max_hold=3600, on_lost=on_lost)
 manager.acquire("resource", 1000, 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

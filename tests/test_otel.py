@@ -1,0 +1,95 @@
+"""What OpenTelemetry is told."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from redlock import LockContended, QuorumUnavailable, otel
+from support.locks import TTL, manager, warm
+
+
+class Collected:
+    """Spans and metrics of one manager."""
+
+    def __init__(self, dlm):
+        self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
+        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers.add_span_processor(SimpleSpanProcessor(self.exporter))
+        otel.instrument(dlm, tracers, MeterProvider([self.reader], shutdown_on_exit=False))
+
+    def spans(self):
+        return self.exporter.get_finished_spans()
+
+    def metrics(self):
+        data = self.reader.get_metrics_data()
+        scopes = [scope for resource in (data.resource_metrics if data else []) for scope in resource.scope_metrics]
+        return {
+            (metric.name, *point.attributes.values()): point.value
+            for scope in scopes
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        }
+
+
+@pytest.fixture
+def servers(masters):
+    return masters(3)
+
+
+@pytest.fixture
+def dlm(servers):
+    made = manager(servers)
+    warm(made, servers)
+    return made
+
+
+def test_a_span_tells_how_an_acquire_ended(servers, dlm):
+    collected = Collected(dlm)
+    with dlm.acquire("r", TTL):
+        (span,) = collected.spans()
+        assert span.name == "redlock.acquire"
+        assert span.attributes == {"redlock.resource": "r", "redlock.ttl_ms": TTL, "redlock.outcome": "acquired"}
+        assert span.status.is_ok or span.status.is_unset
+        with pytest.raises(LockContended):
+            dlm.acquire("r", TTL, timeout=0)
+    for server in servers[1:]:
+        server.kill()
+    with pytest.raises(QuorumUnavailable):
+        dlm.acquire("r", TTL, timeout=0)
+    _, contended, unavailable = collected.spans()
+    assert contended.attributes["redlock.outcome"] == "contended"
+    assert not contended.status.is_ok
+    assert unavailable.attributes["redlock.outcome"] == "unavailable"
+    votes = [event for event in unavailable.events if event.name == "redlock.vote"]
+    assert [event.attributes["redlock.master"] for event in votes] == [f"127.0.0.1:{s.port}/0" for s in servers[1:]]
+
+
+def test_a_gauge_shows_what_is_held(dlm):
+    collected = Collected(dlm)
+    before = collected.metrics()
+    assert before["redlock.held",] == 0
+    with dlm.acquire("r", TTL), dlm.acquire("s", TTL):
+        assert dlm.lock("r", TTL) is False
+        assert collected.metrics()["redlock.held",] == 2
+    after = collected.metrics()
+    assert after["redlock.held",] == after["redlock.lost",] == 0
+    assert after["redlock.calls", "acquired"] - before["redlock.calls", "acquired"] == 2
+    assert after["redlock.calls", "contended"] - before["redlock.calls", "contended"] == 1
+
+
+def test_nobody_is_kept_alive_to_be_watched(servers):
+    dlm = manager(servers)
+    collected = Collected(dlm)
+    alive = weakref.ref(dlm)
+    del dlm
+    gc.collect()
+    assert alive() is None
+    assert collected.metrics() == {}
