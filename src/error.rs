@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use redis::RedisError;
 
+use crate::master::guard::Cause;
+
 /// Characters of a server's words that are worth a log line.
 const LONGEST_TEXT: usize = 300;
 
@@ -28,6 +30,9 @@ pub enum Error {
     /// The master refuses us, or is not a master: wrong password, missing rights, a replica. It will not mend itself.
     #[error("{0}")]
     Setup(Arc<str>),
+    /// Its vote is not relied on for now.
+    #[error("not relied on: {0}")]
+    Doubtful(Cause),
     /// The master answered with an error, as it worded it.
     #[error("{0}")]
     Reply(Arc<str>),

@@ -8,7 +8,13 @@ from math import inf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from redlock._types import Encodable
+
+    Guards: TypeAlias = tuple[int | None, bool]
+
+NO_GUARDS: Guards = (None, False)
 
 # Redis itself takes half a gigabyte and then drops the connection; a name this long is a mistake long before that.
 MAX_BYTES = 64 * 1024 * 1024
@@ -144,3 +150,22 @@ def _number(name: str, value: float) -> float:
     except TypeError:
         message = f"{name} must be a number, not {type(value).__name__}: {value!r:.80}"
         raise TypeError(message) from None
+
+
+def guards(restart_guard: bool | int, clock_guard: bool) -> Guards:  # noqa: FBT001 - checks what callers pass by name
+    """What the engine guards masters against: the longest TTL in use in ms (0: what is asked for here) or ``None``.
+
+    Raises:
+        TypeError: a guard that is neither bool nor, for ``restart_guard``, int.
+        ValueError: a TTL that is not positive.
+    """
+    if not isinstance(restart_guard, int):
+        message = f"restart_guard: expected a bool or a TTL in milliseconds, not {type(restart_guard).__qualname__}"
+        raise TypeError(message)
+    if not isinstance(clock_guard, bool):
+        message = f"clock_guard: expected a bool, not {type(clock_guard).__qualname__}"
+        raise TypeError(message)
+    if not isinstance(restart_guard, bool):
+        check_ttl(restart_guard)
+        return restart_guard, clock_guard
+    return 0 if restart_guard else None, clock_guard

@@ -22,11 +22,13 @@ import redis.connection
 import redis.sentinel
 
 from redlock import _sentinel
+from redlock._arguments import NO_GUARDS
 from redlock._redlock import Endpoint, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from redlock._arguments import Guards
     from redlock._types import Item, SupportsSetEval
 
 logger = logging.getLogger("redlock")
@@ -146,11 +148,14 @@ class Masters:
         Warning: settings that no server can be reached with.
     """
 
-    def __init__(self, servers: Collection[SupportsSetEval]) -> None:
+    def __init__(self, servers: Collection[SupportsSetEval], guards: Guards = NO_GUARDS) -> None:
         self.servers = copy.copy(servers)
         found = [endpoint(server) for server in self.servers]
         known = [each for each in found if each]
-        self.engine = Engine(known, logger.log) if known and len(known) == len(found) else None
+        self.engine = Engine(known, logger.log, *guards) if known and len(known) == len(found) else None
+        if guards != NO_GUARDS and not self.engine:
+            message = "restart_guard and clock_guard need masters given as URLs, dicts or plain redis-py clients"
+            raise Warning(message)
         self.names = [each.address if each else name(server) for each, server in zip(found, self.servers, strict=True)]
         self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redlock._arguments import check_ttl, drift_ms, encode, random_key, seconds, whole_tries
+from redlock._arguments import NO_GUARDS, check_ttl, drift_ms, encode, guards, random_key, seconds, whole_tries
 from redlock._lock import CannotObtainLock, Lock
 from redlock._redlock import Held, Operation
 
@@ -57,11 +57,18 @@ class Redlock:
     retry_count: float
     retry_delay: float
     _masters: Masters | None = None
+    _guards = NO_GUARDS
     _counters: Counters | None = None
     _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # around each `acquire`
 
     def __init__(
-        self, connection_list: Collection[Item], retry_count: float | None = None, retry_delay: float | None = None
+        self,
+        connection_list: Collection[Item],
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        *,
+        restart_guard: bool | int = False,
+        clock_guard: bool = False,
     ) -> None:
         """Remember the masters; nothing connects yet.
 
@@ -71,9 +78,13 @@ class Redlock:
                 redis-py ones have their own ``set`` and ``eval`` called, one after another.
             retry_count: how often to try; 0 and ``None`` mean ``default_retry_count``, less than 0 never.
             retry_delay: the longest pause between two tries in seconds; 0 and ``None`` mean ``default_retry_delay``.
+            restart_guard: a master that has restarted without all its data, or was replaced, gives no vote until the
+                longest TTL in use has passed: of those asked for here, or this many milliseconds, if other programs ask
+                for longer ones ("Performance, crash recovery and fsync" in the Redis documentation).
+            clock_guard: neither does one whose clock moves against ours by more than ``clock_drift_factor`` allows for.
 
         Raises:
-            Warning: a master that cannot be used, or one that is listed twice.
+            Warning: a master that cannot be used, or one that is listed twice, or that cannot be guarded.
             CannotObtainLock: no masters.
             TypeError: no list.
         """
@@ -81,7 +92,8 @@ class Redlock:
 
         try:
             self.servers = _connections.connect(connection_list)
-            self._masters = _connections.Masters(self.servers)
+            self._guards = guards(restart_guard, clock_guard)
+            self._masters = _connections.Masters(self.servers, self._guards)
             self._masters.check_distinct()
         except Warning as warning:
             # Error trackers show the variables of every frame: not those that hold passwords.
@@ -317,7 +329,7 @@ class Redlock:
         if masters is None or masters.servers != self.servers:
             from redlock._connections import Masters  # noqa: PLC0415
 
-            masters = self._masters = Masters(self.servers)
+            masters = self._masters = Masters(self.servers, self._guards)
         kind, own = type(self), self.__dict__
         if (
             # As `_overrides` has it, written out: each call passes here.

@@ -68,9 +68,18 @@ class Engine:
         endpoints: one per master, at least one.
         log: called with ``(level, message)``, ``level`` as in :mod:`logging`, when a master's state changes: always in
             the thread of the call that noticed.
+        restart_guard_ms: a master that may have forgotten gives no vote for so long, or for the longest TTL asked for
+            if that is longer; ``None``: it does.
+        clock_guard: neither does one whose clock moves against ours.
     """
 
-    def __new__(cls, endpoints: Sequence[Endpoint], log: Callable[[int, str], None]) -> Engine: ...
+    def __new__(
+        cls,
+        endpoints: Sequence[Endpoint],
+        log: Callable[[int, str], None],
+        restart_guard_ms: int | None = None,
+        clock_guard: bool = False,
+    ) -> Engine: ...
     def run(self, operation: Operation[_T]) -> _T:
         """Do it in this thread, other Python threads going on meanwhile; then log what was noticed.
 

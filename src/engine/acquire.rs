@@ -68,6 +68,7 @@ pub type Cancel = Fuse<oneshot::Receiver<()>>;
 ///
 /// A caller that cancels gets its answer when what was taken so far is released.
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
+    masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let mut waiting = Waiting::new(masters, request);
     let mut before = None;
     loop {
@@ -149,10 +150,15 @@ impl Attempt {
         let exchange = |link: Link| {
             self.sent[index].store(true, Ordering::Relaxed);
             let set = &set;
-            async move { link.call(set, Some(&self.claim)).await }
+            async move {
+                master.watch_clock(&link);
+                link.call(set, Some(&self.claim)).await
+            }
         };
-        let wanted = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
-        let answer = master.call(resource, exchange, wanted).await?;
+        let is_open = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
+        // Whether it is to be relied on may show only when there is a connection.
+        let wanted = || is_open() && master.doubt().is_none();
+        let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
         match script::grant(answer.value)? {
             Grant::Refused if answer.repeated => self.is_ours(resource, master).await,
             grant => Ok(grant),

@@ -54,6 +54,7 @@ pub struct Extended {
 /// Sets a TTL and never a key, so it cannot revive a lock that has expired or that somebody else holds. Source: "Making
 /// the algorithm more reliable: Extending the lock" in the Redis documentation.
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
+    masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
     let patience = start.after(quorum::patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));

@@ -7,6 +7,7 @@ use rustix::process::{Pid, getpid};
 use crate::engine::Session;
 use crate::host::{System, blocking};
 use crate::master::endpoint::Endpoint;
+use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
 use crate::runtime::locked;
 
@@ -17,6 +18,7 @@ const MOST_IDLE: usize = 64;
 #[derive(Debug)]
 pub struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
+    guards: Arc<Guards>,
     first: Arc<InProcess>,
 }
 
@@ -34,9 +36,10 @@ struct InProcess {
 impl Pool {
     /// A pool without sessions.
     #[must_use]
-    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
-        let first = Arc::new(InProcess::new(&endpoints));
-        Self { endpoints, first }
+    pub fn new(endpoints: Vec<Arc<Endpoint>>, guards: Guards) -> Self {
+        let guards = Arc::new(guards);
+        let first = Arc::new(InProcess::new(&endpoints, &guards));
+        Self { endpoints, guards, first }
     }
 
     /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
@@ -69,7 +72,7 @@ impl Pool {
         let pid = getpid();
         let mut link = &self.first;
         while link.pid != pid {
-            link = link.child.get_or_init(|| Arc::new(link.inherit(&self.endpoints)));
+            link = link.child.get_or_init(|| Arc::new(link.inherit(&self.endpoints, &self.guards)));
         }
         link
     }
@@ -90,9 +93,11 @@ fn catch_up(session: &mut Session) {
 }
 
 impl InProcess {
-    fn new(endpoints: &[Arc<Endpoint>]) -> Self {
+    fn new(endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
         let journal = Arc::new(Journal::default());
-        let health = |endpoint: &Arc<Endpoint>| Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal)));
+        let health = |endpoint: &Arc<Endpoint>| {
+            Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(guards)))
+        };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         Self { pid: getpid(), journal, masters, idle: Mutex::default(), child: OnceLock::new() }
     }
@@ -114,10 +119,10 @@ impl InProcess {
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on
     /// using them.
-    fn inherit(&self, endpoints: &[Arc<Endpoint>]) -> Self {
+    fn inherit(&self, endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
         if let Ok(mut idle) = self.idle.try_lock() {
             idle.clear();
         }
-        Self::new(endpoints)
+        Self::new(endpoints, guards)
     }
 }

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::master::bounded::Bounded;
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
+use crate::master::introduction::introduce;
 use crate::master::link::Link;
 use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
@@ -33,11 +34,11 @@ pub(super) async fn connect_to(endpoint: &Endpoint, handle: &Handle, health: &He
     if !endpoint.resp2 {
         match log_in(endpoint, handle, ProtocolVersion::RESP3).await {
             Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {}
-            other => return greet(other.map_err(|error| setup_error(&error))?, endpoint, health).await,
+            other => return greet(other.map_err(|error| setup_error(&error))?, endpoint, handle, health).await,
         }
     }
     let link = log_in(endpoint, handle, ProtocolVersion::RESP2).await.map_err(|error| setup_error(&error))?;
-    greet(link, endpoint, health).await
+    greet(link, endpoint, handle, health).await
 }
 
 /// A connection that has logged in, to a server of whatever kind.
@@ -71,10 +72,12 @@ async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Strea
 }
 
 /// Who is it, may we release there what we lock there, and is it a master at all? One round trip for all three.
-async fn greet(link: Link, endpoint: &Endpoint, health: &Health) -> Result<Link, Error> {
+async fn greet(link: Link, endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
     name_connection(&link, endpoint).await?;
-    let (hello, may_eval, ()) = join3(ask_hello(&link), ask_eval(&link), ask_identity(&link, health)).await;
+    let (hello, may_eval, introduced) =
+        join3(ask_hello(&link), ask_eval(&link), introduce(&link, health, handle)).await;
     let hello = hello?;
+    introduced?;
     check_role(&hello)?;
     let way = CompareAndDelete::of(hello.text("server"), hello.text("version"));
     if may_eval.is_err() && !may_run(&link, way).await? {
@@ -156,20 +159,6 @@ async fn may_run(link: &Link, way: CompareAndDelete) -> Result<bool, Error> {
         Value::ServerError(error) => Ok(!is_unknown_command(&error)),
         _ => Ok(true),
     }
-}
-
-/// Two names of one server are one master: `run_id` tells. Asked once, for a user without INFO would fill the ACL log.
-async fn ask_identity(link: &Link, health: &Health) {
-    if health.is_identified() {
-        return;
-    }
-    if let Ok(reply) = link.call(cmd("INFO").arg("server"), None).await {
-        health.identify(redis::from_redis_value::<String>(reply).ok().as_deref().and_then(run_id));
-    }
-}
-
-fn run_id(info: &str) -> Option<String> {
-    info.lines().find_map(|line| line.strip_prefix("run_id:")).map(|id| id.trim().to_owned())
 }
 
 /// What stopped the login: the way there, or the server's refusal.

@@ -9,11 +9,16 @@ use rand::Rng;
 
 use crate::clock::Instant;
 use crate::error::Error;
+use crate::master::guard::{Cause, Doubt, Guards, Introduction, Past, Reading};
 use crate::retry::jittered;
 use crate::runtime::locked;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How often a master's clock is compared with ours, at most: with and without the guard that acts on it.
+const GUARDED_CLOCK: Duration = Duration::from_secs(1);
+const CLOCK: Duration = Duration::from_secs(30);
 
 /// How grave an event is; the values are those of Python's `logging`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +70,9 @@ impl Journal {
 pub struct Health {
     name: String,
     journal: Arc<Journal>,
+    guards: Arc<Guards>,
     record: Mutex<Record>,
+    past: Mutex<Past>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +83,7 @@ struct Record {
     reported: Option<Error>,
     identified: bool,
     unwatchable: bool,
+    clock_due: Instant,
     errors: u64,
     timeouts: u64,
 }
@@ -105,8 +113,14 @@ pub enum Standing {
 impl Health {
     /// A master not yet heard of, assumed to be well.
     #[must_use]
-    pub fn new(name: String, journal: Arc<Journal>) -> Self {
-        Self { name, journal, record: Mutex::default() }
+    pub fn new(name: String, journal: Arc<Journal>, guards: Arc<Guards>) -> Self {
+        Self { name, journal, guards, record: Mutex::default(), past: Mutex::default() }
+    }
+
+    /// What it is guarded against.
+    #[must_use]
+    pub fn guards(&self) -> &Guards {
+        &self.guards
     }
 
     /// How to treat it in a round that starts now. Whoever is told to try a suspect master again is the only one for a
@@ -190,19 +204,63 @@ impl Health {
         Summary { failure: record.reported.clone(), errors: record.errors, timeouts: record.timeouts }
     }
 
-    /// Whether this master's `run_id` was already asked for.
+    /// Whether this master has already said who it is, and need not say it again.
     #[must_use]
     pub fn is_identified(&self) -> bool {
-        locked(&self.record).identified
+        locked(&self.record).identified && !self.guards.restart
     }
 
-    /// Remember the server's `run_id` (`None` where it may not be asked), and say so if another master is the same
-    /// server.
-    pub fn identify(&self, run_id: Option<String>) {
+    /// Remember who the server is (`None` where it may not be asked), and say so if another master is the same one.
+    pub fn identify(&self, server: Option<&Introduction>, now: Instant) {
         locked(&self.record).identified = true;
-        if let Some(run_id) = run_id {
-            self.journal.register(run_id, &self.name);
+        let Some(server) = server else { return };
+        self.journal.register(server.run_id.clone(), &self.name);
+        let doubt = locked(&self.past).introduce(server, now);
+        self.publish(doubt, now);
+    }
+
+    /// There is a reason not to rely on it.
+    pub fn raise(&self, cause: Cause, now: Instant) {
+        let doubt = locked(&self.past).raise(cause, now);
+        self.publish(Some(doubt), now);
+    }
+
+    /// Why its vote is not to be relied on now, if it is not.
+    #[must_use]
+    pub fn doubt(&self, now: impl FnOnce() -> Instant) -> Option<Error> {
+        let doubt = locked(&self.past).doubt()?;
+        doubt.stands(&self.guards, now()).then_some(Error::Doubtful(doubt.cause))
+    }
+
+    fn publish(&self, doubt: Option<Doubt>, now: Instant) {
+        let Some(doubt) = doubt else { return };
+        if doubt.stands(&self.guards, now) {
+            let message =
+                format!("master {} gives no vote for as long as a lock may be held: {}", self.name, doubt.cause);
+            self.journal.push(Level::Warning, message);
+        } else if let Cause::Clock(_) = doubt.cause {
+            self.journal.push(Level::Warning, format!("master {} is not reliable: {}", self.name, doubt.cause));
         }
+    }
+
+    /// Whether it is time to look at its clock; whoever is told so is the only one for a while.
+    pub fn clock_is_due(&self, now: Instant) -> bool {
+        let mut record = locked(&self.record);
+        let is_due = now >= record.clock_due;
+        if is_due {
+            record.clock_due = now.after(if self.guards.clock { GUARDED_CLOCK } else { CLOCK });
+        }
+        is_due
+    }
+
+    /// What its clock showed; `None` where it may not be asked.
+    pub fn read_clock(&self, reading: Option<Reading>) {
+        let Some(reading) = reading else {
+            locked(&self.record).clock_due = Instant::from_zero(Duration::MAX);
+            return;
+        };
+        let doubt = locked(&self.past).read_clock(reading);
+        self.publish(doubt, reading.received);
     }
 }
 
@@ -222,7 +280,7 @@ mod tests {
 
     fn health() -> (Health, Arc<Journal>, StdRng) {
         let journal = Arc::new(Journal::default());
-        (Health::new("a:1/0".into(), Arc::clone(&journal)), journal, StdRng::seed_from_u64(3))
+        (Health::new("a:1/0".into(), Arc::clone(&journal), Arc::default()), journal, StdRng::seed_from_u64(3))
     }
 
     #[test]
@@ -272,12 +330,13 @@ mod tests {
     #[test]
     fn one_server_under_two_names_is_logged_once() {
         let (health, journal, _) = health();
-        health.identify(Some("run".into()));
-        health.identify(Some("run".into()));
+        let server = Introduction { run_id: "run".into(), uptime: Duration::from_secs(9), is_durable: false };
+        health.identify(Some(&server), at(0));
+        health.identify(Some(&server), at(1));
         assert_eq!(journal.take(), []);
-        let twin = Health::new("a:1/1".into(), Arc::clone(&journal));
-        twin.identify(Some("run".into()));
-        twin.identify(None);
+        let twin = Health::new("a:1/1".into(), Arc::clone(&journal), Arc::default());
+        twin.identify(Some(&server), at(2));
+        twin.identify(None, at(3));
         assert_eq!(journal.take().len(), 1);
         assert!(twin.is_identified());
     }

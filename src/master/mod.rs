@@ -4,7 +4,9 @@ mod bounded;
 mod cluster;
 mod connect;
 pub mod endpoint;
+pub mod guard;
 pub mod health;
+mod introduction;
 pub mod link;
 mod node;
 mod sentinel;
@@ -21,6 +23,7 @@ use crate::quorum::MAX_PATIENCE;
 use crate::runtime::{Handle, locked};
 use cluster::Routes;
 use endpoint::Endpoint;
+use guard::Cause;
 use health::{Health, Standing};
 use link::Link;
 use node::Node;
@@ -72,6 +75,25 @@ impl Master {
     /// It will not say when a lock is released, so that those who wait for one have to ask.
     pub fn cannot_be_watched(&self, why: &Error) {
         self.health.cannot_be_watched(why);
+    }
+
+    /// A lock is asked for, for so long.
+    pub fn note_ttl(&self, ttl_ms: u64) {
+        self.health.guards().note_ttl(ttl_ms);
+    }
+
+    /// Why its vote is not to be relied on now, if it is not.
+    #[must_use]
+    pub fn doubt(&self) -> Option<Error> {
+        self.health.doubt(|| self.handle.now())
+    }
+
+    /// Compare its clock with ours, now and then; the question goes along with what is sent anyway.
+    pub fn watch_clock(&self, link: &Link) {
+        if self.health.clock_is_due(self.handle.now()) {
+            let (link, health, handle) = (link.clone(), Arc::clone(&self.health), self.handle.clone());
+            self.handle.spawn(async move { introduction::ask_time(&link, &health, &handle).await });
+        }
     }
 
     /// Whether it kept silent when last asked, so that nobody need wait for it.
@@ -168,6 +190,7 @@ impl Master {
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();
+                self.health.raise(Cause::Demoted, self.handle.now());
             }
             Ok(value)
         }

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
+use crate::master::guard::Guards;
 use crate::master::health::Summary;
 use crate::python::endpoint::Endpoint;
 use crate::python::operation::Operation;
@@ -23,13 +24,20 @@ pub(super) struct Engine {
 #[pymethods]
 impl Engine {
     #[new]
+    #[pyo3(signature = (endpoints, log, restart_guard_ms = None, clock_guard = false))]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts a Vec")]
-    fn new(endpoints: Vec<PyRef<'_, Endpoint>>, log: Py<PyAny>) -> PyResult<Self> {
+    fn new(
+        endpoints: Vec<PyRef<'_, Endpoint>>,
+        log: Py<PyAny>,
+        restart_guard_ms: Option<u64>,
+        clock_guard: bool,
+    ) -> PyResult<Self> {
         if endpoints.is_empty() {
             return Err(PyValueError::new_err("endpoints: expected at least one"));
         }
+        let guards = Guards::new(restart_guard_ms.is_some(), clock_guard, restart_guard_ms.unwrap_or_default());
         let endpoints = endpoints.iter().map(|endpoint| Arc::clone(&endpoint.0)).collect();
-        Ok(Self { pool: Pool::new(endpoints), log })
+        Ok(Self { pool: Pool::new(endpoints, guards), log })
     }
 
     /// Run an operation in this thread; then log what was noticed on the way.
@@ -51,7 +59,8 @@ impl Engine {
 
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
     fn health(&self) -> Vec<(Option<String>, u64, u64)> {
-        let facts = |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
+        let facts =
+            |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
         self.pool.summaries().into_iter().map(facts).collect()
     }
 

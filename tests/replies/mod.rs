@@ -101,7 +101,7 @@ impl<'a> Stage<'a> {
             .map(|number| {
                 let port = u16::try_from(number).unwrap_or_default();
                 let endpoint = Arc::new(Endpoint::new(Address::Tcp { host: "made-up".into(), port }));
-                let health = Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal)));
+                let health = Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::default()));
                 (endpoint, health)
             })
             .collect();

@@ -105,6 +105,7 @@ impl Master {
             [b"INFO", b"server"] => (protocol.text(&format!("# Server\r\nrun_id:{}\r\n", self.index)), Did::Other),
             [b"SELECT" | b"CLIENT", ..] => (b"+OK\r\n".to_vec(), Did::Other),
             [b"SET", resource, key, b"NX", b"PX", ttl_ms] => self.set(resource, key, number(ttl_ms), *protocol),
+            [b"TIME"] => (self.time(), Did::Other),
             [b"PTTL", resource] => (self.pttl(resource), Did::Other),
             [b"GET", resource] => self.get(resource, *protocol),
             [b"DELIFEQ", resource, key] if self.kind == Kind::Valkey9 => self.release(resource, key),
@@ -151,6 +152,11 @@ impl Master {
     fn get(&self, resource: &[u8], protocol: Protocol) -> (Vec<u8>, Did) {
         let value = self.holder(resource).map(<[u8]>::to_vec);
         (value.as_deref().map_or_else(|| protocol.nil(), bulk), Did::Got { value })
+    }
+
+    fn time(&self) -> Vec<u8> {
+        let (seconds, micros) = (self.clock.shown() / (1000 * MS), self.clock.shown() / 1000 % 1_000_000);
+        [b"*2\r\n".to_vec(), bulk(seconds.to_string().as_bytes()), bulk(micros.to_string().as_bytes())].concat()
     }
 
     fn pttl(&self, resource: &[u8]) -> Vec<u8> {

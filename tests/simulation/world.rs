@@ -176,7 +176,7 @@ impl World {
         let journal = Arc::new(Journal::default());
         let healths = (0..self.nodes.len()).map(|master| {
             let endpoint = self.endpoint(master);
-            let health = Health::new(endpoint.to_string(), Arc::clone(&journal));
+            let health = Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::default());
             (Arc::new(endpoint), Arc::new(health))
         });
         let (healths, clock) = (healths.collect(), Arc::new(Clock::new(&self.truth, plan.ppm, plan.zero)));
