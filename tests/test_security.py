@@ -315,9 +315,9 @@ def test_the_documented_rights_suffice(masters, kind, said, rights):
 def expected_denials(kind, rights):
     """Cheaper ways that are tried once, and the question whether two masters are one server."""
     if rights == "+set +delifeq":
-        return {"info", "eval", ""}  # the last is the name on which DELIFEQ is tried
+        return {"info", "time", "eval", ""}  # the last is the name on which DELIFEQ is tried
     words = set(rights.split())
-    asked = {"+info", "+eval"} | ({"+delifeq"} if kind is ServerKind.VALKEY91 else set())
+    asked = {"+info", "+time", "+eval"} | ({"+delifeq"} if kind is ServerKind.VALKEY91 else set())
     return {word[1:] for word in (asked | {"+evalsha"}) - words}
 
 
@@ -409,7 +409,7 @@ def test_all_that_is_said_to_a_server_is_documented(masters, kind):
     names = [command.split()[0] for command in spoken(server, talk)]
     by_script = ["EVALSHA", "EVAL"], ["EVALSHA"]  # the first time, the server does not know the script
     release = (["DELIFEQ"], ["DELIFEQ"]) if kind is ServerKind.VALKEY91 else by_script
-    assert names == ["HELLO", "HELLO", "EVAL", "INFO", "SET", *release[0], "SET", *release[1]]
+    assert names == ["HELLO", "HELLO", "EVAL", "INFO", "TIME", "SET", *release[0], "SET", *release[1]]
     for name in names:
         assert f"`{name}" in DOCUMENT
 
