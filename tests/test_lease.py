@@ -23,10 +23,11 @@ from redlock import (
     Redlock,
     Sighting,
 )
+from redlock._outcomes import is_outage
 from redlock._redlock import now
 from support.locks import PROMPT, TTL, held, manager, nothing_left, warm
 from support.programs import Program, run
-from support.servers import wait_until
+from support.servers import Server, wait_until
 
 SHORT = 500  # ms: a lease that expires within a test
 
@@ -226,6 +227,32 @@ def test_so_are_masters_that_are_hung(servers, dlm):
         assert type(error) is QuorumUnavailable
 
 
+@pytest.mark.parametrize("fail", [Server.kill, Server.freeze])
+def test_an_outage_goes_before_contention(servers, dlm, fail):
+    """Whoever holds it on the master that is left: nobody can get it, in the first try or when the others are known."""
+    occupy(servers[:1])
+    for server in servers[1:]:
+        fail(server)
+    for terms in ({"timeout": 0}, {"timeout": 0}, {"retry_count": 4, "retry_delay": 0.01}):
+        assert type(refusal(dlm, **terms)) is QuorumUnavailable
+
+
+@pytest.mark.parametrize(
+    "said, outage",
+    [
+        ("refused refused not_awaited", False),
+        ("refused not_asked not_asked", False),
+        ("refused error granted", False),
+        ("refused error error", True),
+        ("refused no_answer error", True),
+        ("granted granted granted", True),  # but too late
+        ("not_asked not_asked not_asked", True),
+    ],
+)
+def test_contention_is_what_a_refusal_and_enough_masters_show(said, outage):
+    assert is_outage([vote.replace("_", " ") for vote in said.split()], 2) is outage
+
+
 @pytest.mark.parametrize("error", [LockContended, QuorumUnavailable])
 def test_an_outage_and_contention_are_both_caught_as_before(error):
     assert issubclass(error, CannotObtainLock)
@@ -364,6 +391,24 @@ def test_a_late_extension_is_none(servers, through):
         lease.extend(TTL)
     assert lease.lost.wait(PROMPT)
     assert lease.lost.reason == "expired"
+
+
+def test_nor_is_one_that_is_heard_of_too_late(dlm, monkeypatch):
+    """The process is stopped while it was granted: meanwhile the holder may have been told that it is lost."""
+    lease = dlm.acquire("r", SHORT)
+    extend = lease._operations.extend
+
+    def stopped(*args):
+        granted = extend(*args)
+        wait_until(lease.lost.is_set)
+        return granted
+
+    monkeypatch.setattr(lease._operations, "extend", stopped)
+    with pytest.raises(LockLost) as caught:
+        lease.extend(TTL)
+    assert caught.value.reason == "expired"
+    assert lease.lost.is_set()
+    lease.release()
 
 
 @pytest.mark.parametrize("ttl, error", [(0, ValueError), (-1, ValueError), (2, ValueError), ("9", TypeError)])

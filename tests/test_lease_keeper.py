@@ -206,12 +206,13 @@ def test_a_loss_does_not_disturb_the_others(servers, dlm):
 
 
 def test_a_short_lease_is_told_in_time_while_a_long_one_waits_for_an_answer(servers, dlm):
-    """Both extensions are due at once, and no quorum answers: that of the long one must not outlast the short one."""
+    """No quorum answers, and the long one's extension is due first: it must not outlast the short one."""
     told = threading.Event()
     short = dlm.acquire("short", SHORT, auto_extend=True, on_lost=lambda lost: left.append(lost._expires_at - now()))
     left = []
     long = dlm.acquire("long", 20 * SHORT, auto_extend=True, on_lost=lambda _: told.set())
-    long._upkeep.extend_at = short._upkeep.extend_at
+    long._upkeep.extend_at = short._upkeep.extend_at - 0.02
+    dlm._keepers[os.getpid()].keep(long)  # wake it
     for server in servers[1:]:
         server.freeze()
     wait_until(lambda: left, PROMPT)
