@@ -255,3 +255,23 @@ say(os.waitpid(child, 0)[1])
     )
     assert said == ["True", "0"]
     nothing_left(servers)
+
+
+def test_a_lease_is_kept_while_greenlets_run(program, masters):
+    """By a keeper that is a greenlet itself; and whoever waits for the loss lets the others go on."""
+    servers = masters(3)
+    count, lost, in_time, told = program(
+        """
+with Ticking() as ticking, dlm.acquire("r", 600, auto_extend=True) as lease:
+    sleep(1.5)
+    lease.ensure()
+    lost = lease.lost.wait(0.1)
+say(ticking.count, lost, lease.released_in_time)
+short = dlm.acquire("s", 300)
+say(short.lost.wait())
+""",
+        servers,
+    )
+    assert int(count) > 20  # of 300, on a slow machine
+    assert (lost, in_time, told) == ("False", "True", "True")
+    nothing_left(servers)
