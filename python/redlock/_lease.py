@@ -137,9 +137,6 @@ class LeaseBase:
             return "forked"
         return None if now() < self._expires_at else "expired"
 
-    def _is_lost(self) -> bool:
-        return self._why_not() not in (None, "released")
-
     def _is_inherited(self) -> bool:
         """Whether this process was forked from the one that holds it. Then nothing of it may be touched here."""
         return self._pid != os.getpid()
