@@ -29,6 +29,9 @@ pub enum Bug {
     UnlockWithoutCompare,
     /// A connection is given up without the release of what it may have set.
     SilentGiveUp,
+    /// A session that still waits for an answer about one lock is lent for another, so that the release of the first goes
+    /// another way and may arrive before what it is to undo.
+    LendAny,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -9,6 +9,7 @@ use crate::host::{System, blocking};
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
+use crate::planted::{self, Bug};
 use crate::runtime::locked;
 
 /// Sessions kept for the next caller; more are closed as they come back.
@@ -78,13 +79,49 @@ impl Pool {
     }
 }
 
-/// Whether a session waits for no answer about a lock, which somebody may want to release before it has come.
-fn is_free(session: &mut Session) -> bool {
-    if session.awaits(None) {
-        catch_up(session);
-        session.leave();
+/// The sessions that nobody works on, in the order in which they came back. The simulation has its own.
+pub trait Idle {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// [`Session::awaits`].
+    fn awaits(&self, index: usize, key: Option<&[u8]>) -> bool;
+
+    /// Have one take in what came since it was used, and leave it again.
+    fn catch_up(&mut self, index: usize);
+}
+
+impl Idle for Vec<Session> {
+    fn count(&self) -> usize {
+        self.len()
     }
-    !session.awaits(None)
+
+    fn awaits(&self, index: usize, key: Option<&[u8]>) -> bool {
+        self[index].awaits(key)
+    }
+
+    fn catch_up(&mut self, index: usize) {
+        catch_up(&mut self[index]);
+        self[index].leave();
+    }
+}
+
+/// The session to lend for something about the lock with `key`: the one that still waits for an answer about it, or else
+/// the one used last of those that wait for no answer about any.
+pub fn choose(idle: &mut impl Idle, key: Option<&[u8]>) -> Option<usize> {
+    if planted::is(Bug::LendAny) {
+        return idle.count().checked_sub(1);
+    }
+    let owing = key.and_then(|key| (0..idle.count()).find(|&index| idle.awaits(index, Some(key))));
+    owing.or_else(|| (0..idle.count()).rev().find(|&index| is_free(idle, index)))
+}
+
+/// Whether a session waits for no answer about a lock, which somebody may want to release before it has come.
+fn is_free(idle: &mut impl Idle, index: usize) -> bool {
+    if idle.awaits(index, None) {
+        idle.catch_up(index);
+    }
+    !idle.awaits(index, None)
 }
 
 fn catch_up(session: &mut Session) {
@@ -104,9 +141,7 @@ impl InProcess {
 
     fn take(&self, key: Option<&[u8]>) -> Option<Session> {
         let mut idle = locked(&self.idle);
-        let waits_for_it = |session: &Session| key.is_some_and(|key| session.awaits(Some(key)));
-        let owing = idle.iter().position(waits_for_it);
-        let index = owing.or_else(|| (0..idle.len()).rev().find(|&index| is_free(&mut idle[index])))?;
+        let index = choose(&mut *idle, key)?;
         let mut session = idle.remove(index);
         drop(idle);
         catch_up(&mut session);

@@ -60,7 +60,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 10] = [
+    const BUGS: [Bug; 11] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -71,6 +71,7 @@ mod planted_bugs {
         Bug::LateSet,
         Bug::UnlockWithoutCompare,
         Bug::SilentGiveUp,
+        Bug::LendAny,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use rand::RngExt;
 use redlock::engine::acquire::{Held, Request, Vote, acquire};
 use redlock::engine::release::{Answer, release};
+use redlock::host::pool::{self, Idle};
 use redlock::quorum;
 use redlock::script::Claim;
 use tokio::sync::oneshot;
@@ -45,6 +46,34 @@ pub enum Doing {
     },
 }
 
+/// The sessions of one client that nobody works on.
+struct IdleOf<'a> {
+    world: &'a mut World,
+    client: usize,
+}
+
+impl IdleOf<'_> {
+    fn seat(&self, index: usize) -> usize {
+        self.world.clients[self.client].idle[index]
+    }
+}
+
+impl Idle for IdleOf<'_> {
+    fn count(&self) -> usize {
+        self.world.clients[self.client].idle.len()
+    }
+
+    fn awaits(&self, index: usize, key: Option<&[u8]>) -> bool {
+        self.world.seats[self.seat(index)].session.awaits(key)
+    }
+
+    fn catch_up(&mut self, index: usize) {
+        let session = self.seat(index);
+        self.world.attend(session);
+        self.world.leave(session);
+    }
+}
+
 impl World {
     pub fn add_worker(&mut self, client: usize, number: usize, session: Option<usize>) {
         let session = match self.clients[client].plan.sharing {
@@ -80,7 +109,7 @@ impl World {
     }
 
     fn begin_lock(&mut self, worker: usize) {
-        let session = self.take_session(worker);
+        let session = self.take_session(worker, None);
         let resource = format!("lock-{}", self.random.random_range(0..self.plan.resources)).into_bytes();
         // The TTL tells the callers of one session apart, for a SET says nothing else of who wanted it.
         let ttl_ms = self.plan.ttl_ms / 4 * 4 + self.workers[worker].number as u64;
@@ -110,7 +139,7 @@ impl World {
 
     fn begin_unlock(&mut self, worker: usize, op: usize, claim: Arc<Claim>) {
         self.end_belief(&claim.key);
-        let session = self.take_session(worker);
+        let session = self.take_session(worker, Some(&claim.key));
         self.restart_operation(op, self.release_bound());
         let released = Arc::clone(&claim);
         let result =
@@ -130,23 +159,36 @@ impl World {
     }
 
     /// As the blocking host does: what came in since the last operation comes first.
-    fn take_session(&mut self, worker: usize) -> usize {
+    fn take_session(&mut self, worker: usize, key: Option<&[u8]>) -> usize {
         let Worker { client, session, .. } = self.workers[worker];
-        let session = session.or_else(|| self.clients[client].idle.pop()).unwrap_or_else(|| self.new_session(client));
+        let session = session.or_else(|| self.lend(client, key)).unwrap_or_else(|| self.new_session(client));
+        self.attend(session);
+        session
+    }
+
+    fn lend(&mut self, client: usize, key: Option<&[u8]>) -> Option<usize> {
+        let index = pool::choose(&mut IdleOf { world: self, client }, key)?;
+        Some(self.clients[client].idle.remove(index))
+    }
+
+    fn attend(&mut self, session: usize) {
         if !self.seats[session].attended {
             self.seats[session].attended = true;
             self.seats[session].session.resume();
             self.turn(session);
         }
-        session
+    }
+
+    fn leave(&mut self, session: usize) {
+        self.seats[session].session.leave();
+        self.seats[session].attended = false;
     }
 
     fn give_session(&mut self, worker: usize, session: usize) {
         let Worker { client, .. } = self.workers[worker];
         let sharing = self.clients[client].plan.sharing;
         if sharing != Sharing::Loop {
-            self.seats[session].session.leave();
-            self.seats[session].attended = false;
+            self.leave(session);
         }
         if sharing == Sharing::Pool {
             self.clients[client].idle.push(session);
