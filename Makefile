@@ -17,8 +17,10 @@ RUST := $(shell find src -name '*.rs') $(wildcard Cargo.toml Cargo.lock)
 FACE := $(shell find python -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 WHEEL := target/wheels/.built
 RAW_PROBE := target/raw_probe
+# Whom the benchmark compares with, each in an environment of its own.
+PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench docs clean sim soak sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs docs clean sim soak sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +41,11 @@ fmt: .venv/.tools ## format all sources
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix-only --exit-zero --quiet
 
-bench: .venv/.engine .venvs/redlock-py/.installed $(RAW_PROBE) ## redlock-py, raw sockets and this, side by side
-	@$(BIN)/python benches/versus.py --probe $(RAW_PROBE) --redlock-py .venvs/redlock-py/bin/python
+bench: .venv/.engine $(PEERS) $(RAW_PROBE) ## other libraries, raw sockets and this, side by side; QUICK=1 for a look
+	@PYTHONPATH=tests $(BIN)/python -m benches --probe $(RAW_PROBE) $(if $(QUICK),--quick)
+
+bench-docs: .venvs/plots/.installed ## tables and plots of the documents, from the newest results of `bench`
+	@.venvs/plots/bin/python -m benches.docs
 
 docs: ## the engine's reference, into target/doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
@@ -106,10 +111,19 @@ $(WHEEL): .venv/.engine $(FACE) README.md LICENSE
 	$(BIN)/maturin build --release --locked --quiet --out $(@D)
 	touch $@
 
-# redlock-py as people run it today, for the differential tests and the benchmark, on the same interpreter as .venv.
-.venvs/redlock-py/.installed: | .venv/bin/python
+# Other libraries as people run them today, for the benchmark, and redlock-py for the differential tests as well; on the
+# same interpreter as .venv, but for one that was made for older ones.
+PEER_PYTHON = $(BIN)/python
+.venvs/aioredlock/.installed: PEER_PYTHON = $(shell .ci/pythons | head -n 1)
+
+.venvs/%/.installed: benches/peers/%.txt | .venv/bin/python
+	$(PEER_PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+.venvs/plots/.installed: benches/requirements.txt | .venv/bin/python
 	$(BIN)/python -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet redlock-py==1.0.8 redis==8.1.0 hiredis==3.5.0
+	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
 
 $(RAW_PROBE): examples/raw_probe.rs

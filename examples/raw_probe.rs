@@ -2,11 +2,11 @@
 //!
 //! A lock is `SET NX PX` written to all masters, then all replies read; an unlock is `EVALSHA` of the release script,
 //! the same way. No quorum, no deadline, no retry, no key from the operating system: nothing can be left out but the
-//! network itself. `benches/versus.py` runs it beside the others.
+//! network itself. `make bench` runs it beside the others, with the commands of `benches/worker.py`.
 //!
 //! ```text
-//! raw_probe HOST:PORT...    then, a line each on standard input, answered by a line of JSON:
-//! pairs COUNT               -> [[lock microseconds, lock+unlock microseconds], ...]
+//! raw_probe HOST:PORT...    says {"version": ...}; then answers, a line of JSON for a line each:
+//! pairs SECONDS MOST        -> {"locked": [microseconds], "pairs": [microseconds], "failed": {}}
 //! ```
 #![allow(clippy::print_stdout, reason = "a program's answer")]
 #![allow(clippy::disallowed_methods, reason = "a stopwatch, not a lock's clock")]
@@ -86,17 +86,27 @@ fn pair(masters: &mut [Master], digest: &str, key: &str) -> Outcome<(f64, f64)> 
     Ok((held.as_secs_f64() * 1e6, begin.elapsed().as_secs_f64() * 1e6))
 }
 
+/// Pairs until the time is over or there are enough, at least one.
+fn pairs(masters: &mut [Master], digest: &str, seconds: f64, most: usize) -> Outcome<String> {
+    let (begin, mut locked, mut both) = (Instant::now(), Vec::new(), Vec::new());
+    while both.is_empty() || (begin.elapsed().as_secs_f64() < seconds && both.len() < most) {
+        let (lock, pair) = pair(masters, digest, &format!("{:022}", both.len()))?;
+        locked.push(lock);
+        both.push(pair);
+    }
+    // A slice of numbers is written as JSON writes it.
+    Ok(format!(r#"{{"locked": {locked:?}, "pairs": {both:?}, "failed": {{}}}}"#))
+}
+
 fn main() -> Outcome<()> {
     let mut masters = env::args().skip(1).map(|address| Master::connect(&address)).collect::<Outcome<Vec<_>>>()?;
     let digest = masters.iter_mut().map(Master::load).last().ok_or("usage: raw_probe HOST:PORT...")??;
+    println!(r#"{{"version": "sockets"}}"#);
     for line in io::stdin().lines() {
         let line = line?;
-        let count: usize = line.strip_prefix("pairs ").ok_or("unknown command")?.parse()?;
-        let answer = (0..count)
-            .map(|turn| pair(&mut masters, &digest, &format!("{turn:022}")))
-            .map(|pair| pair.map(|(lock, both)| format!("[{lock:.3}, {both:.3}]")))
-            .collect::<Outcome<Vec<_>>>()?;
-        println!("[{}]", answer.join(", "));
+        let (seconds, most) =
+            line.strip_prefix("pairs ").and_then(|words| words.split_once(' ')).ok_or("unknown command")?;
+        println!("{}", pairs(&mut masters, &digest, seconds.parse()?, most.parse()?)?);
     }
     Ok(())
 }

@@ -23,9 +23,14 @@ _PORTS: Iterator[int] = itertools.cycle(range(20_000, 32_000))
 
 
 class LoopThread:
-    """An asyncio loop running in a daemon thread; started at the first use."""
+    """An asyncio loop running in a daemon thread; started at the first use.
+
+    Attributes:
+        new_loop: makes the loop; to be changed before the first use.
+    """
 
     def __init__(self) -> None:
+        self.new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -46,7 +51,7 @@ class LoopThread:
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
+            self._loop = self.new_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="rig", daemon=True)
             self._thread.start()
         return self._loop

@@ -1,0 +1,1 @@
+"""The benchmark: `make bench`. `README.md` beside this file says what is measured and how."""

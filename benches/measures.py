@@ -1,0 +1,329 @@
+"""What is measured, one function for each scenario; each ends within its time, whatever a contender does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import statistics
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .contenders import LIBRARIES, Contender, Library, Unable, start, start_probe
+from .meters import switches, system_calls
+from .records import OURS, Record
+from .setting import Condition, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from support.servers import ServerKind
+
+    from .setting import Setting
+
+HOLD = (0.01, 0.15)  # seconds that a lock is held before it is handed over: out of step with all polling
+
+
+class Effort(NamedTuple):
+    """How much is done.
+
+    Attributes:
+        sizes: numbers of masters.
+        turns: of each contender.
+        turn: seconds for a turn.
+        most: pairs in a turn.
+        bound: seconds in which a contender must answer, or hangs.
+        crowds: numbers of threads.
+        crowd_turns: of each contender, for each of them.
+        waiters: numbers of contenders for one lock.
+        hand_over: seconds for each of them.
+        imports: how often.
+    """
+
+    sizes: tuple[int, ...]
+    turns: int
+    turn: float
+    most: int
+    bound: float
+    crowds: tuple[int, ...]
+    crowd_turns: int
+    waiters: tuple[int, ...]
+    hand_over: float
+    imports: int
+
+
+FULL = Effort((1, 3, 5), 20, 0.06, 100, 6.0, (1, 4, 16, 64), 5, (2, 20), 2.5, 12)
+QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 3)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs.
+
+    Attributes:
+        kind: of the servers.
+        environments: where those of the libraries are.
+        probe: the compiled examples/raw_probe.rs.
+        effort: how much to do.
+    """
+
+    kind: ServerKind
+    environments: Path
+    probe: Path
+    effort: Effort
+
+    @contextlib.contextmanager
+    def everybody(self, urls: Sequence[str], *, probe: bool = True) -> Iterator[list[Contender]]:
+        """All contenders, started; whoever cannot run says so as its trouble."""
+        with ExitStack() as stack:
+            started = [start(library, self.environments, urls) for library in LIBRARIES]
+            if probe:
+                started.append(start_probe(self.probe, urls))
+            for contender in started:
+                stack.enter_context(contender)
+            for contender in started:
+                contender.greet()
+            yield started
+
+
+# ---- lock and unlock, one caller alone -------------------------------------------------------------------------------
+
+
+def pairs(bench: Bench) -> Iterator[list[Record]]:
+    """Every size in every condition."""
+    for condition in Condition:
+        for size in bench.effort.sizes:
+            if size > 1 or not condition.is_fault:
+                yield _pairs(bench, size, condition)
+
+
+def _pairs(bench: Bench, size: int, condition: Condition) -> list[Record]:
+    # The raw probe waits for all masters, also for broken ones: it is no limit there.
+    probe = not condition.is_fault
+    with setting(bench.kind, size, condition) as masters, bench.everybody(masters.urls, probe=probe) as contenders:
+        _take_turns(bench.effort, contenders, turns=2)
+        for contender in contenders:
+            contender.forget()
+        masters.strike()
+        firsts = [_first(contender, bench.effort) for contender in contenders] if condition.is_fault else []
+        _take_turns(bench.effort, contenders, bench.effort.turns)
+        records = [_pairs_record(contender, contenders[0], masters) for contender in contenders]
+        for record, first in zip(records, firsts, strict=False):
+            record.first = first
+        if condition is Condition.HEALTHY:
+            for record, contender in zip(records, contenders, strict=True):
+                record.calls = _calls(contender, bench.effort)
+        return records
+
+
+def _take_turns(effort: Effort, contenders: Sequence[Contender], turns: int) -> None:
+    """In blocks, each round in another order, so that whatever else the machine does strikes all."""
+    for turn in range(turns):
+        first = turn % len(contenders)
+        for contender in (*contenders[first:], *contenders[:first]):
+            # Whoever takes seconds for one pair has said enough after a few.
+            if contender.spent < 2 * effort.turns * effort.turn:
+                contender.take_turn(effort.turn, effort.most, effort.bound)
+
+
+def _first(contender: Contender, effort: Effort) -> float | None:
+    """Microseconds of the call that finds a master broken."""
+    contender.take_turn(0, 1, effort.bound)
+    return contender.pairs[0] if contender.pairs else None
+
+
+def _pairs_record(contender: Contender, ours: Contender, masters: Setting) -> Record:
+    record = Record("pairs", masters.condition.value, masters.size, 1, contender.name, "µs")
+    record.fill(contender.pairs)
+    record.trouble = contender.troubles
+    if contender.locked:
+        record.locked = statistics.median(contender.locked)
+    if contender.cpu is not None and contender.operations:
+        record.cpu = contender.cpu * 1e6 / contender.operations
+    if contender is not ours:
+        record.compare(ours.turns, contender.turns)
+    return record
+
+
+def _calls(contender: Contender, effort: Effort) -> float | None:
+    """System calls for a pair, or else context switches."""
+    if contender.trouble:
+        return None
+    before, done = switches(contender.pid), contender.operations
+    counted = system_calls(contender.pid, lambda: contender.take_turn(effort.bound / 4, effort.most, effort.bound))
+    if counted is None and before is not None:
+        contender.take_turn(effort.turn, effort.most, effort.bound)
+        counted = (switches(contender.pid) or before) - before
+    fresh = contender.operations - done
+    return counted / fresh if counted is not None and fresh else None
+
+
+# ---- many callers of one manager -------------------------------------------------------------------------------------
+
+
+def crowd(bench: Bench) -> Iterator[list[Record]]:
+    """Threads, or tasks of one event loop, each with a lock of its own; pairs a second over all."""
+    size = max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004 (what most people have)
+    with setting(bench.kind, size) as masters, bench.everybody(masters.urls, probe=False) as contenders:
+        for callers in bench.effort.crowds:
+            yield _crowd(bench.effort, masters, contenders, callers)
+
+
+def _crowd(effort: Effort, masters: Setting, contenders: Sequence[Contender], callers: int) -> list[Record]:
+    rates: dict[str, list[float | None]] = {contender.name: [] for contender in contenders}
+    for turn in range(effort.crowd_turns + 1):
+        for contender in contenders[:: 1 if turn % 2 else -1]:
+            rate = _rate(contender, effort, callers)
+            if turn > 0:
+                rates[contender.name].append(rate)
+    return [_crowd_record(contender, rates, masters, callers) for contender in contenders]
+
+
+def _rate(contender: Contender, effort: Effort, callers: int) -> float | None:
+    if contender.trouble:
+        return None
+    try:
+        answer = contender.ask(f"crowd {callers} {4 * effort.turn}", effort.bound)
+    except Unable as error:
+        contender.trouble = f"{error} with {callers} callers"
+        return None
+    contender.failed.update(answer["failed"])
+    rate: float = answer["pairs"] / answer["seconds"]
+    return rate or None
+
+
+def _crowd_record(contender: Contender, rates: dict[str, list[float | None]], masters: Setting, callers: int) -> Record:
+    record = Record("crowd", masters.condition.value, masters.size, callers, contender.name, "pairs/s")
+    record.fill([rate for rate in rates[contender.name] if rate])
+    failures = ", ".join(f"{why} ({times})" for why, times in contender.failed.items())
+    record.trouble = "; ".join(filter(None, (failures, contender.trouble)))
+    contender.failed.clear()
+    if contender.name != OURS:
+        record.compare(rates[OURS], rates[contender.name])
+    return record
+
+
+# ---- one lock that all want ------------------------------------------------------------------------------------------
+
+
+def hand_over(bench: Bench) -> Iterator[list[Record]]:
+    """From the beginning of an unlock until another process holds the lock."""
+    for size in bench.effort.sizes[:2]:
+        by_library = [_hand_overs(bench, size, library) for library in LIBRARIES]
+        yield from map(list, zip(*by_library, strict=True))
+
+
+def _hand_overs(bench: Bench, size: int, library: Library) -> list[Record]:
+    """With some waiters and with many; the same processes, started once."""
+    counts = bench.effort.waiters
+    with setting(bench.kind, size) as masters, ExitStack() as stack:
+        many = max(counts) if size <= library.most else 1
+        crew = [stack.enter_context(start(library, bench.environments, masters.urls)) for _ in range(many)]
+        for contender in crew:
+            contender.greet()
+        return [_hand_over(bench.effort, masters, crew, count) for count in counts]
+
+
+def _hand_over(effort: Effort, masters: Setting, crew: Sequence[Contender], count: int) -> Record:
+    record = Record("hand-over", masters.condition.value, masters.size, count, crew[0].name, "ms")
+    record.trouble = next((contender.trouble for contender in crew if contender.trouble), "")
+    if record.trouble:
+        return record
+    relay = Relay(crew[:count], effort.bound)
+    try:
+        relay.begin()
+        before = masters.commands()
+        relay.run(effort.hand_over)
+        record.commands = (masters.commands() - before) / len(relay.times)
+        relay.end()
+    except Unable as error:
+        record.trouble = crew[0].trouble = str(error)
+    record.fill(relay.times)
+    return record
+
+
+class Relay:
+    """One holds the lock, the others wait for it; whoever gave it back waits again.
+
+    Args:
+        crew: all of them, at rest.
+        bound: seconds within which somebody must have got the lock, or `Unable` is raised.
+
+    Attributes:
+        times: milliseconds from the beginning of each unlock until the next one held the lock.
+    """
+
+    def __init__(self, crew: Sequence[Contender], bound: float) -> None:
+        self.times: list[float] = []
+        self._bound = bound
+        self._holder, *self._waiting = crew
+        self._random = random.Random(len(crew))  # noqa: S311 (the same pauses for all)
+
+    def begin(self) -> None:
+        """One holds it, all others wait."""
+        self._holder.ask("hold", self._bound)
+        for contender in self._waiting:
+            contender.send("hold")
+
+    def run(self, seconds: float) -> None:
+        """Hand over again and again, at least once."""
+        end = time.perf_counter() + seconds
+        while not self.times or time.perf_counter() < end:
+            time.sleep(self._random.uniform(*HOLD))
+            before, took = self._holder, self._pass_on()
+            self.times.append(took)
+            before.send("hold")
+            self._waiting.append(before)
+
+    def end(self) -> None:
+        """Let all come to rest."""
+        while self._waiting:
+            self._pass_on()
+        self._holder.ask("free", self._bound)
+
+    def _pass_on(self) -> float:
+        if select.select(self._waiting, [], [], 0)[0]:
+            raise Unable("TWO HELD THE LOCK AT ONCE")
+        freed = self._holder.ask("free", self._bound)["at"]
+        ready, _, _ = select.select(self._waiting, [], [], self._bound)
+        if not ready:
+            raise Unable(f"nobody got it within {self._bound:g} s")
+        self._holder = ready[0]
+        self._waiting.remove(self._holder)
+        taken = self._holder.receive(self._bound)["at"]
+        milliseconds: float = (taken - freed) / 1e6
+        return milliseconds
+
+
+# ---- import ----------------------------------------------------------------------------------------------------------
+
+
+def imports(bench: Bench) -> Iterator[list[Record]]:
+    """What `import redlock` adds to an interpreter's start, here and with redlock-py."""
+    pythons = {library.name: library.command(bench.environments)[0] for library in LIBRARIES[:2]}
+    extra: dict[str, list[float | None]] = {name: [] for name in pythons}
+    for _ in range(bench.effort.imports):
+        for name, python in pythons.items():
+            bare = _start_ms(python, "pass")
+            extra[name].append(_start_ms(python, "import redlock") - bare)
+    records = [Record("import", "", 0, 0, name, "ms") for name in pythons]
+    for record in records:
+        record.fill([sample for sample in extra[record.contender] if sample])
+        if record.contender != OURS:
+            record.compare(extra[OURS], extra[record.contender])
+    yield records
+
+
+def _start_ms(python: str, code: str) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    begin = time.perf_counter()
+    subprocess.run([python, "-c", code], check=True, cwd="/", env=environment)
+    return (time.perf_counter() - begin) * 1000
+
+
+SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (pairs, crowd, hand_over, imports)

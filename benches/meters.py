@@ -1,0 +1,87 @@
+"""What an operation costs the machine: processor time and system calls of a process, both seen from outside."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ATTACH = 5.0  # seconds that strace may take
+_UNFINISHED = re.compile(rb"<unfinished \.\.\.>$")
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time that a process has taken so far, its ended threads included; None where that cannot be asked."""
+    if sys.platform != "linux":
+        return None
+    # clock_getcpuclockid(3), which Python has for threads only: the clock of a process is made of its number.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def system_calls(pid: int, work: Callable[[], None]) -> int | None:
+    """How many system calls all threads of a process make while ``work`` goes on.
+
+    Returns:
+        None if strace is not there, or may not attach.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory, "log")
+        tracer = _attached(pid, log)
+        if tracer is None:
+            return None
+        try:
+            work()
+        finally:
+            tracer.send_signal(signal.SIGINT)  # strace lets go and ends
+            tracer.communicate()
+        return sum(_is_call(line) for line in log.read_bytes().splitlines())
+
+
+def _attached(pid: int, log: Path) -> subprocess.Popen[bytes] | None:
+    strace = shutil.which("strace")
+    if strace is None:
+        return None
+    tracer = subprocess.Popen([strace, "-f", "-o", log, "-p", str(pid)], stderr=subprocess.PIPE)
+    assert tracer.stderr is not None  # noqa: S101 (for mypy)
+    line = tracer.stderr.readline()  # it says so, or why not, at once
+    if b"attached" in line:
+        return tracer
+    tracer.kill()
+    tracer.communicate()
+    return None
+
+
+def _is_call(line: bytes) -> bool:
+    """A call that began and ended, or the end of one that another thread's interrupted in the log."""
+    return b" = " in line and not _UNFINISHED.search(line)
+
+
+def switches(pid: int) -> int | None:
+    """How often the threads that a process has now have waited so far; None where that cannot be asked."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.MULTILINE)
+        total += int(found[1]) if found else 0
+    return total or None
+
+
+def what_is_counted() -> str:
+    """For the machine line: what stands for the system calls here."""
+    strace = shutil.which("strace")
+    if strace is not None:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        counted = system_calls(child.pid, lambda: None)
+        child.communicate(b"\n")
+        if counted is not None:
+            version = subprocess.run([strace, "--version"], capture_output=True, text=True, check=True).stdout
+            return f"by {version.partition(chr(10))[0].replace('-- version ', '')}"
+    return "not counted; voluntary context switches instead"

@@ -1,0 +1,138 @@
+"""The masters of a measurement: real servers, and what is wrong with one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import selectors
+import statistics
+import time
+from contextlib import ExitStack
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from support.loop import RIG
+from support.proxy import Proxy
+from support.servers import Server, ServerKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import redis
+
+    from support.locks import Place
+
+# Of replies, and up to so much more each way. With what the proxy itself takes, about 2 ms: `far` measures it.
+DELAY, JITTER = 0.001, 0.0005  # seconds
+SLOW = 0.05  # seconds; well within the timeout below
+# What one would set who expects masters to break. Contenders without such an option go without.
+TIMEOUTS = "?socket_timeout=0.1&socket_connect_timeout=0.1"
+
+
+class Condition(Enum):
+    """How the masters are."""
+
+    HEALTHY = "healthy"
+    DELAYED = "2 ms away"
+    SLOW = "one slow"
+    HUNG = "one hung"
+    DEAD = "one dead"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether one master is broken, which N = 1 cannot survive."""
+        return self not in {Condition.HEALTHY, Condition.DELAYED}
+
+
+class Setting:
+    """Running masters, all well until `strike`.
+
+    Args:
+        kind: of the servers.
+        size: how many.
+        condition: how they will be.
+        stack: what ends them.
+    """
+
+    def __init__(self, kind: ServerKind, size: int, condition: Condition, stack: ExitStack) -> None:
+        self.size, self.condition = size, condition
+        self._servers: list[Server] = []
+        for _ in range(size):
+            self._servers.append(Server(kind))
+            stack.callback(self._servers[-1].stop)
+        self._proxies: list[Proxy] = []
+        for server in self._far_away():
+            self._proxies.append(Proxy(server))
+            stack.callback(self._proxies[-1].stop)
+        if condition is Condition.DELAYED:
+            for proxy in self._proxies:
+                proxy.delay, proxy.jitter = DELAY, JITTER
+
+    def _far_away(self) -> Sequence[Server]:
+        among = {Condition.DELAYED: self._servers, Condition.SLOW: self._servers[:1]}
+        return among.get(self.condition, [])
+
+    @property
+    def _places(self) -> list[Place]:
+        return [*self._proxies, *self._servers[len(self._proxies) :]]
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the masters, with the timeouts that all contenders are given where one master is going to break."""
+        options = TIMEOUTS if self.condition.is_fault else ""
+        return [place.url + options for place in self._places]
+
+    def strike(self) -> None:
+        """Break the first master, if that is the condition."""
+        if self.condition is Condition.SLOW:
+            self._proxies[0].delay = SLOW
+        elif self.condition is Condition.HUNG:
+            self._servers[0].freeze()
+        elif self.condition is Condition.DEAD:
+            self._servers[0].kill()
+
+    def commands(self) -> int:
+        """How many all masters together have carried out so far."""
+        return sum(int(_admin(server).info("stats")["total_commands_processed"]) for server in self._servers)
+
+    def round_trips(self) -> list[float]:
+        """Some to the first master, in milliseconds, from Python."""
+        port = int(self._places[0].url.rpartition(":")[2])
+        client = self._servers[0].client(port=port)
+        return [_ping(client) for _ in range(30)][10:]
+
+
+def _admin(server: Server) -> redis.Redis:
+    return server.admin
+
+
+def _ping(client: redis.Redis) -> float:
+    begin = time.perf_counter()
+    client.ping()
+    return (time.perf_counter() - begin) * 1000
+
+
+@contextlib.contextmanager
+def setting(kind: ServerKind, size: int, condition: Condition = Condition.HEALTHY) -> Iterator[Setting]:
+    """Masters, ended afterwards."""
+    with ExitStack() as stack:
+        yield Setting(kind, size, condition, stack)
+
+
+@contextlib.contextmanager
+def network() -> Iterator[None]:
+    """Where the proxies run, ended afterwards."""
+    # epoll waits whole milliseconds, which is as long as what the proxy is to wait.
+    RIG.new_loop = lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
+    try:
+        yield
+    finally:
+        RIG.stop()
+
+
+def far(kind: ServerKind) -> str:
+    """How far away masters behind the proxy are, as measured."""
+    with setting(kind, 1, Condition.DELAYED) as masters:
+        times = masters.round_trips()
+    cuts = statistics.quantiles(times, n=20)
+    return f"{statistics.median(times):.1f} ms ({cuts[0]:.1f}-{cuts[-1]:.1f})"

@@ -1,0 +1,150 @@
+"""Records as tables: for a terminal, and for the documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .records import OURS, Record, Results, contenders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Row = tuple[str, ...]
+
+TITLES = {
+    "pairs": "lock and unlock, one caller, {condition}, N = {masters}; microseconds",
+    "crowd": "{callers} callers of one manager, N = {masters}; pairs a second",
+    "hand-over": "hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
+    "import": "import redlock, beyond a bare interpreter; milliseconds",
+}
+
+
+def number(value: float | None) -> str:
+    """Three digits that say something."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 (three digits)
+
+
+def ratio(record: Record) -> str:
+    """What ours is beside it, with the middle half."""
+    if record.ours is None or record.ours_low is None or record.ours_high is None:
+        return ""
+    return f"{number(record.ours)} x ({number(record.ours_low)}-{number(record.ours_high)})"
+
+
+Column = tuple[str, "Callable[[Record], str]"]
+
+MEDIAN: tuple[Column, ...] = (
+    ("contender", lambda record: record.contender),
+    ("median", lambda record: number(record.median)),
+    ("middle half", lambda record: f"{number(record.low)}-{number(record.high)}" if record.samples else ""),
+)
+REST: tuple[Column, ...] = (("redlock-rs is", ratio), ("trouble", lambda record: record.trouble))
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "pairs": (
+        *MEDIAN,
+        ("p99", lambda record: number(record.p99)),
+        ("held after", lambda record: number(record.locked)),
+        ("first call", lambda record: number(record.first)),
+        ("CPU", lambda record: number(record.cpu)),
+        ("system calls", lambda record: number(record.calls)),
+        *REST,
+    ),
+    "crowd": (*MEDIAN, *REST),
+    "hand-over": (
+        *MEDIAN,
+        ("worst", lambda record: number(record.worst)),
+        ("hand-overs", lambda record: str(record.samples or "")),
+        ("commands each", lambda record: number(record.commands)),
+        REST[1],
+    ),
+    "import": (*MEDIAN, *REST),
+}
+
+
+def title(record: Record) -> str:
+    """Of the table that a record is in."""
+    return TITLES[record.scenario].format(**vars(record))
+
+
+def table(records: Sequence[Record]) -> list[Row]:
+    """Records of one scenario, the heading first; columns that nobody fills are left out."""
+    columns = [(name, [cell(record) for record in records]) for name, cell in COLUMNS[records[0].scenario]]
+    kept = [(name, *cells) for name, cells in columns if any(cells)]
+    return list(zip(*kept, strict=True))
+
+
+def terminal(records: Sequence[Record]) -> str:
+    """One table."""
+    columns = [_aligned(column) for column in zip(*table(records), strict=True)]
+    heading, *lines = zip(*columns, strict=True)
+    rows = (heading, ["-" * len(cell) for cell in heading], *lines)
+    return "\n".join([f"\n{title(records[0])}", *("  " + "  ".join(row).rstrip() for row in rows)])
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    right = any(cell.replace(".", "", 1).isdigit() for cell in column)
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in column]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for a document, its first row the heading."""
+    heading, *lines = rows
+    rule = ["---", *["--:"] * (len(heading) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heading, rule, *lines))
+
+
+# ---- the one table of the README -------------------------------------------------------------------------------------
+
+
+def summary(results: Results) -> list[Row]:
+    """Who takes how long, in the situations that matter most; beside each number, how many times ours it is."""
+    rows: list[Row] = []
+    columns = _situations(results)
+    names = contenders(record for _, records in columns for record in records)
+    for name in names:
+        cells = (next((record for record in records if record.contender == name), None) for _, records in columns)
+        rows.append((f"**{name}**" if name == OURS else name, *(_cell(cell) for cell in cells)))
+    return [("", *(heading for heading, _ in columns)), *rows]
+
+
+def _situations(results: Results) -> list[tuple[str, list[Record]]]:
+    pairs = results.where(lambda record: record.scenario == "pairs")
+    most = max(record.masters for record in pairs)
+    found = {
+        f"N = {size}": [r for r in pairs if r.masters == size and r.condition == "healthy"]
+        for size in sorted({record.masters for record in pairs})
+    }
+    for condition in ("one hung", "one dead"):
+        found[f"N = {most}, {condition}"] = [r for r in pairs if (r.masters, r.condition) == (most, condition)]
+    relays = results.where(lambda record: record.scenario == "hand-over")
+    size = max(record.masters for record in relays)
+    for callers in sorted({record.callers for record in relays}):
+        found[f"hand-over among {callers}, N = {size}"] = [
+            r for r in relays if (r.masters, r.callers) == (size, callers)
+        ]
+    return list(found.items())
+
+
+def _cell(record: Record | None) -> str:
+    if record is None:
+        return "–"  # noqa: RUF001 (a dash, for there is nothing to compare)
+    if record.median is None:
+        return short(record.trouble) or "–"  # noqa: RUF001
+    text = time(record.median, record.unit)
+    return f"{text} (some: {short(record.trouble)})" if record.trouble else text
+
+
+def short(trouble: str) -> str:
+    """The first reason, without the counts."""
+    return trouble.partition("; ")[0].partition(" (")[0]
+
+
+def time(value: float, unit: str) -> str:
+    """In the unit that suits it."""
+    micro = value * {"µs": 1, "ms": 1e3}[unit]
+    if micro < 1e3:  # noqa: PLR2004 (a millisecond)
+        return f"{number(micro)} µs"
+    return f"{number(micro / 1e3)} ms" if micro < 1e6 else f"{number(micro / 1e6)} s"  # noqa: PLR2004 (a second)

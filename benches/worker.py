@@ -1,0 +1,291 @@
+"""One contender: locks and unlocks on command, and says how long it took.
+
+Runs in the environment of its library, so it imports nothing else that is not Python's own.
+
+    worker.py LIBRARY URL...    says {"version": text}, or {"cannot": why}; then a line of JSON for each line it gets:
+
+    pairs SECONDS MOST     -> {"locked": [microseconds], "pairs": [microseconds], "failed": {why: times}}
+    crowd CALLERS SECONDS  -> {"pairs": how many, "seconds": how long, "failed": {why: times}}
+    hold                   -> {"at": nanoseconds}, once the lock of all contenders is ours
+    free                   -> {"at": nanoseconds}, when the unlock began
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from importlib import import_module as _import
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+T = TypeVar("T")
+
+TTL = 10  # seconds, for all
+SHARED = "bench:shared"  # what waiters wait for
+PACKAGES = ("redlock-rs", "redlock-py", "pottery", "redlock", "aioredlock", "redis", "aioredis", "hiredis")
+
+
+# ---- the libraries, each used as its documentation says, with its own defaults ---------------------------------------
+
+
+class Library:
+    """How to lock and unlock.
+
+    Args:
+        lock: takes the name of a resource; something false, or an exception, if the lock was not granted.
+        unlock: takes what ``lock`` returned.
+        awaits: whether both have to be awaited.
+    """
+
+    def __init__(self, lock: Callable[[str], Any], unlock: Callable[[Any], Any], *, awaits: bool = False) -> None:
+        self.lock, self.unlock, self.awaits = lock, unlock, awaits
+
+
+def by_manager(manager: Any, ttl: int, *, awaits: bool = False) -> Library:
+    """A library whose locks are made by one object for all."""
+    return Library(lambda resource: manager.lock(resource, ttl), manager.unlock, awaits=awaits)
+
+
+def by_object(make: Callable[[str], Any]) -> Library:
+    """A library whose locks are objects; they are made once for each resource, which spares it that cost."""
+    locks: dict[str, Any] = {}
+
+    def lock(resource: str) -> Any:
+        lock = locks.get(resource) or locks.setdefault(resource, make(resource))
+        return lock if lock.acquire() else None
+
+    return Library(lock, lambda lock: lock.release())
+
+
+def redlock(urls: Sequence[str]) -> Library:
+    """redlock-py, and this library: whatever `import redlock` finds."""
+    return by_manager(_import("redlock").Redlock(list(urls)), TTL * 1000)
+
+
+def pottery(urls: Sequence[str]) -> Library:
+    """The `Redlock` of pottery."""
+    module, masters = _import("pottery"), {_client(url) for url in urls}
+    return by_object(lambda resource: module.Redlock(key=resource, masters=masters, auto_release_time=TTL))
+
+
+def redis_py(urls: Sequence[str]) -> Library:
+    """The `Lock` of redis-py.
+
+    Raises:
+        ValueError: there is more than one master.
+    """
+    if len(urls) > 1:
+        raise ValueError("one master only")
+    client = _client(urls[0])
+    return by_object(lambda resource: client.lock(resource, timeout=TTL))
+
+
+def glasslion(urls: Sequence[str]) -> Library:
+    """The package called `redlock`."""
+    factory = _import("redlock").RedLockFactory([{"url": url} for url in urls])
+    return by_object(lambda resource: factory.create_lock(resource, ttl=TTL * 1000))
+
+
+def aioredlock(urls: Sequence[str]) -> Library:
+    """aioredlock; the options of URLs are for redis-py, and it has no timeout that could be set instead."""
+    masters = [url.partition("?")[0] for url in urls]
+    return by_manager(_import("aioredlock").Aioredlock(masters), TTL, awaits=True)
+
+
+def _client(url: str) -> Any:
+    return _import("redis").Redis.from_url(url)
+
+
+# ---- the stopwatch ---------------------------------------------------------------------------------------------------
+
+
+class Caller:
+    """Locks and unlocks one resource, and counts.
+
+    Args:
+        library: with which.
+        resource: what.
+    """
+
+    def __init__(self, library: Library, resource: str) -> None:
+        self._library, self._resource = library, resource
+        self.locked: list[float] = []  # microseconds until held
+        self.pairs: list[float] = []  # microseconds until released
+        self.failed: Counter[str] = Counter()
+
+    async def pair(self) -> None:
+        """Lock and unlock once, and note how long it took, or why it came to nothing."""
+        try:
+            failure = await self._timed_pair()
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
+            failure = type(error).__name__
+        if failure:
+            self.failed[failure] += 1
+            # What has been left behind is not to be in the way of the next pair.
+            self._resource += "'"
+
+    async def _timed_pair(self) -> str:
+        begin = time.perf_counter_ns()
+        lock = await self.lock()
+        held = time.perf_counter_ns()
+        if not lock:
+            return "not granted"
+        await self.unlock(lock)
+        end = time.perf_counter_ns()
+        self.locked.append((held - begin) / 1000)
+        self.pairs.append((end - begin) / 1000)
+        return ""
+
+    async def pairs_until(self, end: float, most: float = float("inf")) -> None:
+        """Lock and unlock at least once, until `end` by `time.perf_counter`, or ``most`` times."""
+        await self.pair()
+        while time.perf_counter() < end and len(self.pairs) < most:
+            await self.pair()
+
+    async def lock(self) -> Any:
+        """One call of the library."""
+        lock = self._library.lock(self._resource)
+        return await lock if self._library.awaits else lock
+
+    async def unlock(self, lock: Any) -> None:
+        """Give it back."""
+        done = self._library.unlock(lock)
+        if self._library.awaits:
+            await done
+
+    async def hold(self) -> Any:
+        """Call until the lock is there."""
+        while True:
+            try:
+                lock = await self.lock()
+            except Exception:  # noqa: BLE001 (some say no this way)
+                lock = None
+            if lock:
+                return lock
+
+
+class Worker:
+    """Obeys commands.
+
+    Args:
+        library: what is timed.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._loop = asyncio.new_event_loop()
+        self._resource = f"bench:{os.getpid()}"
+        self._caller = Caller(library, SHARED)
+        self._lock: Any = None
+
+    def pairs(self, seconds: float, most: float) -> dict[str, object]:
+        """One caller after another lock."""
+        caller = Caller(self._library, self._resource)
+        self._run(caller.pairs_until(time.perf_counter() + seconds, most))
+        if caller.failed:
+            self._resource += "'"
+        return {"locked": caller.locked, "pairs": caller.pairs, "failed": caller.failed}
+
+    def crowd(self, callers: float, seconds: float) -> dict[str, object]:
+        """Many callers of one manager, each with a resource of its own: threads, or tasks of one loop."""
+        crowd = [Caller(self._library, f"{self._resource}:{number}") for number in range(int(callers))]
+        begin = time.perf_counter()
+        self._run_all([caller.pairs_until(begin + seconds) for caller in crowd])
+        took = time.perf_counter() - begin
+        failed: Counter[str] = sum((caller.failed for caller in crowd), Counter())
+        if failed:
+            self._resource += "'"
+        return {"pairs": sum(len(caller.pairs) for caller in crowd), "seconds": took, "failed": failed}
+
+    def hold(self) -> dict[str, int]:
+        """Wait for the lock that all want."""
+        self._lock = self._run(self._caller.hold())
+        return {"at": time.perf_counter_ns()}
+
+    def free(self) -> dict[str, int]:
+        """Let the next one have it."""
+        begin = time.perf_counter_ns()
+        self._run(self._caller.unlock(self._lock))
+        return {"at": begin}
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work) if self._library.awaits else drive(work)
+
+    def _run_all(self, work: Sequence[Coroutine[Any, Any, None]]) -> None:
+        if self._library.awaits:
+            self._loop.run_until_complete(_gathered(work))
+            return
+        threads = [threading.Thread(target=drive, args=(each,)) for each in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+async def _gathered(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    await asyncio.gather(*work)
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits: one around a blocking library, where a loop would only cost time."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise RuntimeError("a blocking library does not wait for an event loop")
+
+
+# ---- obedience -------------------------------------------------------------------------------------------------------
+
+LIBRARIES = {
+    "redlock": redlock,
+    "pottery": pottery,
+    "redis-py": redis_py,
+    "glasslion": glasslion,
+    "aioredlock": aioredlock,
+}
+
+
+def versions() -> str:
+    """Of all packages here that matter, and of the interpreter."""
+    found = []
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join([*found, "Python {}.{}.{}".format(*sys.version_info)])
+
+
+def say(answer: object) -> None:
+    """A line of JSON."""
+    print(json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    """Obey standard input until it ends."""
+    # Nobody reads what is logged about the master that is broken on purpose; writing it is not what is timed.
+    logging.disable()
+    name, *urls = sys.argv[1:]
+    try:
+        worker = Worker(LIBRARIES[name](urls))
+    except Exception as error:  # noqa: BLE001 (it is passed on)
+        say({"cannot": str(error) or type(error).__name__})
+        return
+    say({"version": versions()})
+    for line in sys.stdin:
+        command, *arguments = line.split()
+        say(getattr(worker, command)(*map(float, arguments)))
+
+
+if __name__ == "__main__":
+    main()
