@@ -17,10 +17,11 @@ RUST := $(shell find src -name '*.rs') $(wildcard Cargo.toml Cargo.lock)
 FACE := $(shell find python -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 WHEEL := target/wheels/.built
 RAW_PROBE := target/raw_probe
+TOOLS := target/tools
 # Whom the benchmark compares with, each in an environment of its own.
 PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs docs clean sim soak sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs audit fuzz docs clean sim soak sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,11 +48,23 @@ bench: .venv/.engine $(PEERS) $(RAW_PROBE) ## other libraries, raw sockets and t
 bench-docs: .venvs/plots/.installed ## tables and plots of the documents, from the newest results of `bench`
 	@.venvs/plots/bin/python -m benches.docs
 
+audit: .venv/.tools $(TOOLS)/bin/cargo-deny ## licences, sources and known holes of what is built and tested with
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo deny --offline check licenses bans sources
+	.ci/advisories
+
+fuzz: $(TOOLS)/bin/cargo-fuzz ## any bytes from any master, and as its address, for SECONDS=n each (300 otherwise)
+	for target in replies endpoints; do \
+		mkdir -p fuzz/corpus/$$target; \
+		PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" RUSTC_BOOTSTRAP=1 \
+			cargo fuzz run $$target fuzz/corpus/$$target tests/fuzz_corpus/$$target -- -dict=fuzz/resp.dict -max_len=2048 \
+			-malloc_limit_mb=64 -rss_limit_mb=1024 -timeout=20 -max_total_time=$(or $(SECONDS),300); \
+	done
+
 docs: ## the engine's reference, into target/doc
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
 clean: ## remove all that these targets made
-	rm -rf .venv .venvs target python/redlock/*.so
+	rm -rf .venv .venvs target fuzz/target fuzz/corpus fuzz/artifacts python/redlock/*.so
 
 # ---- what `test` is made of ----
 
@@ -129,3 +142,9 @@ PEER_PYTHON = $(BIN)/python
 $(RAW_PROBE): examples/raw_probe.rs
 	mkdir -p $(@D)
 	rustc --edition 2024 -O -o $@ $<
+
+$(TOOLS)/bin/cargo-deny:
+	cargo install --quiet --locked --root $(TOOLS) cargo-deny@0.20.2
+
+$(TOOLS)/bin/cargo-fuzz:
+	cargo install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
