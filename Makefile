@@ -91,7 +91,8 @@ export SEED SEEDS FIRST_SEED BUG BROKEN
 sim: ## thousands of simulated worlds; SEED=n replays one (BUG=LateSet, BROKEN=Forgets)
 	$(SIM) $(if $(SEED),nothing_lies) -- --nocapture
 
-soak: ## simulated worlds for SECONDS=n or SEEDS=n (a million otherwise); FIRST_SEED=n starts elsewhere
+soak: ## simulated worlds for SECONDS=n or SEEDS=n (a million otherwise); FIRST_SEED=n starts elsewhere; the large model
+	LARGE=1 cargo test --locked --quiet --test model -- --nocapture --test-threads=1
 	env $(if $(SECONDS),SECONDS=$(SECONDS),SEEDS=$(or $(SEEDS),1000000)) $(SIM) nothing_lies -- --nocapture
 
 sim-docs: # the tables of docs/simulation.md
