@@ -33,6 +33,9 @@ pub enum Error {
     /// Its vote is not relied on for now.
     #[error("not relied on: {0}")]
     Doubtful(Cause),
+    /// The master runs no fencing scripts: it has none, or we have not the rights. It will not mend itself.
+    #[error("no fencing: {0}")]
+    Unfenced(Arc<str>),
     /// The master answered with an error, as it worded it.
     #[error("{0}")]
     Reply(Arc<str>),

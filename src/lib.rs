@@ -19,6 +19,7 @@ compile_error!("planted bugs are for the simulation, never for anything that is 
 pub mod clock;
 pub mod engine;
 pub mod error;
+pub mod fence;
 pub mod host;
 pub mod master;
 #[cfg(feature = "planted-bugs")]

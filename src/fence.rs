@@ -1,0 +1,273 @@
+//! Fencing tokens: what is proposed, the scripts by which a master accepts it, and what their replies mean.
+//!
+//! Beside each lock, under its own name, lies its *fence*: the greatest token that master has accepted. A token is
+//! proposed to all masters together with the lock; each accepts it if it is greater than its fence, and a strict majority
+//! that accepts one and the same value makes it the token. Two majorities share a master, and a master accepts ever
+//! greater values: so every token is greater than those granted before, whatever the clocks show. They only make it
+//! likely that the first proposal is accepted. See `docs/fencing.md`.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::{Cmd, ServerError, Value, cmd};
+
+use crate::error::Error;
+use crate::script::is_unknown_command;
+
+/// How long a fence outlives the last use of its lock, at least: 24 h in milliseconds.
+///
+/// One that is gone is made up for by the master's clock, so this bounds how far that may be set back.
+const LEAST_TTL_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The longest time to live there is any use for; servers refuse some that are little longer.
+const MOST_TTL_MS: u64 = 1 << 60;
+
+/// A script and its hash.
+#[derive(Debug)]
+struct Script {
+    text: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
+    }
+}
+
+/// Takes the lock and accepts the token that is proposed. Its keys, arguments and reply are in the script.
+pub const ACQUIRE: &str = concat!(include_str!("fence/common.lua"), include_str!("fence/acquire.lua"));
+
+/// Accepts a second proposal for a lock that is held. Its keys, arguments and reply are in the script.
+pub const BUMP: &str = concat!(include_str!("fence/common.lua"), include_str!("fence/bump.lua"));
+
+static ACQUIRE_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(ACQUIRE));
+static BUMP_SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(BUMP));
+
+/// What to propose: more than any token seen, and no less than the wall clock in microseconds, for then nobody whose
+/// clock is right has proposed more before. A clock that is wrong costs a second round, nothing else.
+#[must_use]
+pub fn propose(highest_seen: u64, since_epoch: Duration) -> u64 {
+    let clock = u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX);
+    highest_seen.saturating_add(1).max(clock)
+}
+
+/// How long the masters keep a fence after its lock was taken for `ttl_ms`.
+#[must_use]
+pub fn ttl_ms(ttl_ms: u64) -> u64 {
+    ttl_ms.saturating_mul(2).clamp(LEAST_TTL_MS, MOST_TTL_MS)
+}
+
+/// What one master says in either round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// The lock is ours there.
+    pub granted: bool,
+    /// The proposal is its fence now.
+    pub accepted: bool,
+    /// The greatest token it has seen: its fence, or what its clock says if it has none.
+    pub fence: u64,
+}
+
+/// What a reply to one of the scripts is worth.
+pub fn reply(reply: Value) -> Result<Reply, Error> {
+    match reply {
+        Value::ServerError(error) if runs_no_scripts(&error) => {
+            Err(Error::Unfenced(Error::from(error).to_string().into()))
+        }
+        Value::Array(items) => parse(&items).ok_or_else(unexpected),
+        Value::ServerError(error) => Err(error.into()),
+        _ => Err(unexpected()),
+    }
+}
+
+fn parse(items: &[Value]) -> Option<Reply> {
+    let [Value::Int(granted), Value::Int(accepted), Value::BulkString(fence)] = items else { return None };
+    let fence = std::str::from_utf8(fence).ok()?.parse().ok()?;
+    Some(Reply { granted: *granted == 1, accepted: *accepted == 1, fence })
+}
+
+fn unexpected() -> Error {
+    Error::reply(&"unexpected reply to a fencing script")
+}
+
+/// Whether the server, as it is configured, will never run the scripts: for want of the command or of the rights, which
+/// servers word in three ways.
+fn runs_no_scripts(error: &ServerError) -> bool {
+    let says = |words| error.details().is_some_and(|details| details.contains(words));
+    error.code() == "NOPERM"
+        || is_unknown_command(error)
+        || says("user executing the script")
+        || says("ACL failure in script")
+}
+
+/// One call of one of the scripts.
+#[derive(Debug)]
+pub struct Call<'a> {
+    script: &'static Script,
+    resources: &'a [Vec<u8>],
+    arguments: Vec<Vec<u8>>,
+}
+
+/// How a call is put into words, as a master wants it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Form {
+    /// With the text of the script instead of its hash.
+    in_full: bool,
+    /// With the name of the lock as the hash tag of its fence, where a cluster must find both in one slot.
+    tagged: bool,
+}
+
+impl Form {
+    /// The form to try next when the server refuses this one with `error`, if that is about the form.
+    #[must_use]
+    pub fn fallback(self, error: &ServerError) -> Option<Self> {
+        match error.code() {
+            "CROSSSLOT" if !self.tagged => Some(Self { tagged: true, ..self }),
+            "NOSCRIPT" | "NOPERM" if !self.in_full => Some(Self { in_full: true, ..self }),
+            _ if is_unknown_command(error) && !self.in_full => Some(Self { in_full: true, ..self }),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Call<'a> {
+    /// Take `resources` with `key`, and propose a token.
+    #[must_use]
+    pub fn acquire(resources: &'a [Vec<u8>], key: &[u8], lock_ttl_ms: u64, proposal: u64) -> Self {
+        let arguments = vec![key.to_vec(), decimal(lock_ttl_ms), decimal(proposal), decimal(ttl_ms(lock_ttl_ms))];
+        Self { script: &ACQUIRE_SCRIPT, resources, arguments }
+    }
+
+    /// Propose a token for `resources`, which are held with `key`.
+    #[must_use]
+    pub fn bump(resources: &'a [Vec<u8>], key: &[u8], lock_ttl_ms: u64, token: u64) -> Self {
+        let arguments = vec![key.to_vec(), decimal(token), decimal(ttl_ms(lock_ttl_ms))];
+        Self { script: &BUMP_SCRIPT, resources, arguments }
+    }
+
+    /// The command that makes this call.
+    #[must_use]
+    pub fn command(&self, form: Form) -> Cmd {
+        let mut command = if form.in_full { cmd("EVAL") } else { cmd("EVALSHA") };
+        command.arg(if form.in_full { self.script.text } else { &self.script.hash });
+        command.arg(2 * self.resources.len()).arg(self.resources);
+        for resource in self.resources {
+            command.arg(fence_of(resource, form.tagged));
+        }
+        command.arg(&self.arguments).take()
+    }
+}
+
+fn decimal(number: u64) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+/// The name of the fence of `resource`. It begins as the lock's does, so that rights given for a prefix hold for both;
+/// except in a cluster, where a name without a hash tag becomes that of its fence.
+fn fence_of(resource: &[u8], tagged: bool) -> Vec<u8> {
+    if tagged && !resource.contains(&b'{') {
+        [b"{", resource, b"}::rlfence"].concat()
+    } else {
+        [resource, b"::rlfence"].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(line: &[u8]) -> Result<Reply, Error> {
+        reply(redis::parse_redis_value(line).unwrap())
+    }
+
+    #[test]
+    fn a_proposal_exceeds_what_was_seen_and_follows_the_clock() {
+        let clock = Duration::from_micros(1_789_000_000_000_007);
+        assert_eq!(propose(0, clock), 1_789_000_000_000_007);
+        assert_eq!(propose(1_789_000_000_000_007, clock), 1_789_000_000_000_008);
+        assert_eq!(propose(7, Duration::ZERO), 8);
+        assert_eq!(propose(u64::MAX, Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_fence_outlives_two_leases_and_a_day() {
+        assert_eq!(ttl_ms(1000), LEAST_TTL_MS);
+        assert_eq!(ttl_ms(LEAST_TTL_MS), 2 * LEAST_TTL_MS);
+        assert_eq!(ttl_ms(u64::MAX), MOST_TTL_MS);
+    }
+
+    #[test]
+    fn replies_keep_every_digit() {
+        let accepted = answer(b"*3\r\n:1\r\n:1\r\n$16\r\n1789000000000001\r\n").unwrap();
+        assert_eq!(accepted, Reply { granted: true, accepted: true, fence: 1_789_000_000_000_001 });
+        let refused = answer(b"*3\r\n:0\r\n:0\r\n$1\r\n7\r\n").unwrap();
+        assert_eq!(refused, Reply { granted: false, accepted: false, fence: 7 });
+    }
+
+    #[test]
+    fn only_the_scripts_own_answer_is_one() {
+        for line in [
+            &b"+OK\r\n"[..],
+            b":1\r\n",
+            b"$-1\r\n",
+            b"*2\r\n:1\r\n:1\r\n",
+            b"*3\r\n:1\r\n:1\r\n:7\r\n",
+            b"*3\r\n:1\r\n:1\r\n$2\r\n-7\r\n",
+            b"*3\r\n:1\r\n:1\r\n$20\r\n99999999999999999999\r\n",
+            b"-OOM command not allowed\r\n",
+        ] {
+            assert!(matches!(answer(line), Err(Error::Reply(_))), "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_server_that_runs_no_scripts_is_told_apart() {
+        for line in [
+            "-NOPERM this user has no permissions to run the 'eval' command\r\n",
+            "-ERR unknown command 'EVAL', with args beginning with: 'x'\r\n",
+            "-ERR The user executing the script can't run this command or subcommand script: x\r\n",
+            "-ERR ACL failure in script: User fenced has no permissions to run the 'time' command script: x\r\n",
+        ] {
+            let error = answer(line.as_bytes()).unwrap_err();
+            assert!(matches!(error, Error::Unfenced(_)), "{line}");
+            assert!(error.to_string().starts_with("no fencing: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_call_names_locks_then_fences() {
+        let resources = [b"a".to_vec(), b"{t}b".to_vec()];
+        let words = |form| {
+            let command = Call::bump(&resources, b"key", 1000, 7).command(form);
+            let words = command.args_iter().map(|word| match word {
+                redis::Arg::Simple(word) => String::from_utf8_lossy(word).into_owned(),
+                _ => "?".to_owned(),
+            });
+            words.collect::<Vec<_>>()
+        };
+        let tail = ["key", "7", "86400000"];
+        let plain = words(Form { in_full: true, tagged: false });
+        assert_eq!(plain[..7], ["EVAL", BUMP, "4", "a", "{t}b", "a::rlfence", "{t}b::rlfence"]);
+        assert_eq!(plain[7..], tail);
+        let tagged = words(Form { in_full: false, tagged: true });
+        assert_eq!(tagged[..2], ["EVALSHA", &BUMP_SCRIPT.hash]);
+        assert_eq!(tagged[5..7], ["{a}::rlfence", "{t}b::rlfence"]);
+    }
+
+    #[test]
+    fn a_refused_form_is_changed_once() {
+        let error = |line: &str| match redis::parse_redis_value(line.as_bytes()).unwrap() {
+            Value::ServerError(error) => error,
+            other => panic!("{other:?}"),
+        };
+        let (plain, no_script) = (Form::default(), error("-NOSCRIPT No matching script\r\n"));
+        let full = plain.fallback(&no_script).unwrap();
+        assert_eq!(full, Form { in_full: true, tagged: false });
+        assert_eq!(full.fallback(&no_script), None);
+        let tagged = plain.fallback(&error("-CROSSSLOT Keys in request don't hash to the same slot\r\n")).unwrap();
+        assert_eq!(tagged, Form { in_full: false, tagged: true });
+        assert_eq!(tagged.fallback(&error("-CROSSSLOT again\r\n")), None);
+        assert_eq!(plain.fallback(&error("-OOM no memory\r\n")), None);
+    }
+}

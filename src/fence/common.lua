@@ -1,0 +1,26 @@
+-- Tokens are decimal strings: a Lua number that is written out again loses digits from the fifteenth on.
+local function greater(a, b)
+    return #a > #b or (#a == #b and a > b)
+end
+
+-- This server's clock in microseconds, so many seconds from now.
+local time = redis.call('TIME')
+local function clock(seconds)
+    return string.format('%d%06d', math.max(1, time[1] + seconds), time[2])
+end
+
+-- What a token must exceed, and the greatest seen, over KEYS[first..last]. A fence that has expired, was forgotten or
+-- never was is made up for by the clock: it can have been no further than that.
+local function fences(first, last)
+    local floor, greatest = '0', '0'
+    for i = first, last do
+        local fence = redis.call('GET', KEYS[i])
+        if fence and not string.find(fence, '^[1-9]%d*$') then
+            return nil
+        end
+        local least, seen = fence or clock(-60), fence or clock(0)
+        floor = greater(least, floor) and least or floor
+        greatest = greater(seen, greatest) and seen or greatest
+    end
+    return floor, greatest
+end
