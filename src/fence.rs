@@ -12,6 +12,7 @@ use std::time::Duration;
 use redis::{Cmd, ServerError, Value, cmd};
 
 use crate::error::Error;
+use crate::quorum::{Tally, Verdict};
 use crate::script::is_unknown_command;
 
 /// How long a fence outlives the last use of its lock, at least: 24 h in milliseconds.
@@ -69,6 +70,60 @@ pub struct Reply {
     pub fence: u64,
 }
 
+impl Reply {
+    /// What a master says about two locks that are taken together: the worse of each.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            granted: self.granted && other.granted,
+            accepted: self.accepted && other.accepted,
+            fence: self.fence.max(other.fence),
+        }
+    }
+}
+
+/// How far a proposed token has got with the masters.
+#[derive(Debug, Clone, Copy)]
+pub struct Ballot {
+    /// The token.
+    pub token: u64,
+    accepted: Tally,
+    greatest: u64,
+}
+
+impl Ballot {
+    /// A ballot on `token`, which is elected by `quorum` acceptances; the answers of `awaited` masters are waited for.
+    #[must_use]
+    pub const fn new(token: u64, quorum: usize, awaited: usize) -> Self {
+        Self { token, accepted: Tally::new(quorum, awaited), greatest: token }
+    }
+
+    /// A master that was waited for has answered, or never will.
+    pub const fn close_one(&mut self) {
+        self.accepted.close_one();
+    }
+
+    /// A master answered.
+    pub fn count(&mut self, reply: Reply) {
+        self.greatest = self.greatest.max(reply.fence);
+        if reply.accepted {
+            self.accepted.grant();
+        }
+    }
+
+    /// Whether the token is elected.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        self.accepted.verdict()
+    }
+
+    /// The greatest token seen, the proposed one included.
+    #[must_use]
+    pub const fn greatest(&self) -> u64 {
+        self.greatest
+    }
+}
+
 /// What a reply to one of the scripts is worth.
 pub fn reply(reply: Value) -> Result<Reply, Error> {
     match reply {
@@ -105,7 +160,7 @@ fn runs_no_scripts(error: &ServerError) -> bool {
 #[derive(Debug)]
 pub struct Call<'a> {
     script: &'static Script,
-    resources: &'a [Vec<u8>],
+    resource: &'a [u8],
     arguments: Vec<Vec<u8>>,
 }
 
@@ -132,18 +187,18 @@ impl Form {
 }
 
 impl<'a> Call<'a> {
-    /// Take `resources` with `key`, and propose a token.
+    /// Take `resource` with `key`, and propose a token.
     #[must_use]
-    pub fn acquire(resources: &'a [Vec<u8>], key: &[u8], lock_ttl_ms: u64, proposal: u64) -> Self {
+    pub fn acquire(resource: &'a [u8], key: &[u8], lock_ttl_ms: u64, proposal: u64) -> Self {
         let arguments = vec![key.to_vec(), decimal(lock_ttl_ms), decimal(proposal), decimal(ttl_ms(lock_ttl_ms))];
-        Self { script: &ACQUIRE_SCRIPT, resources, arguments }
+        Self { script: &ACQUIRE_SCRIPT, resource, arguments }
     }
 
-    /// Propose a token for `resources`, which are held with `key`.
+    /// Propose a token for `resource`, which is held with `key`.
     #[must_use]
-    pub fn bump(resources: &'a [Vec<u8>], key: &[u8], lock_ttl_ms: u64, token: u64) -> Self {
+    pub fn bump(resource: &'a [u8], key: &[u8], lock_ttl_ms: u64, token: u64) -> Self {
         let arguments = vec![key.to_vec(), decimal(token), decimal(ttl_ms(lock_ttl_ms))];
-        Self { script: &BUMP_SCRIPT, resources, arguments }
+        Self { script: &BUMP_SCRIPT, resource, arguments }
     }
 
     /// The command that makes this call.
@@ -151,11 +206,8 @@ impl<'a> Call<'a> {
     pub fn command(&self, form: Form) -> Cmd {
         let mut command = if form.in_full { cmd("EVAL") } else { cmd("EVALSHA") };
         command.arg(if form.in_full { self.script.text } else { &self.script.hash });
-        command.arg(2 * self.resources.len()).arg(self.resources);
-        for resource in self.resources {
-            command.arg(fence_of(resource, form.tagged));
-        }
-        command.arg(&self.arguments).take()
+        command.arg(2).arg(self.resource).arg(fence_of(self.resource, form.tagged)).arg(&self.arguments);
+        command
     }
 }
 
@@ -236,23 +288,47 @@ mod tests {
     }
 
     #[test]
-    fn a_call_names_locks_then_fences() {
-        let resources = [b"a".to_vec(), b"{t}b".to_vec()];
-        let words = |form| {
-            let command = Call::bump(&resources, b"key", 1000, 7).command(form);
+    fn a_call_names_the_lock_and_its_fence() {
+        let words = |resource: &[u8], form| {
+            let command = Call::bump(resource, b"key", 1000, 7).command(form);
             let words = command.args_iter().map(|word| match word {
                 redis::Arg::Simple(word) => String::from_utf8_lossy(word).into_owned(),
                 _ => "?".to_owned(),
             });
             words.collect::<Vec<_>>()
         };
-        let tail = ["key", "7", "86400000"];
-        let plain = words(Form { in_full: true, tagged: false });
-        assert_eq!(plain[..7], ["EVAL", BUMP, "4", "a", "{t}b", "a::rlfence", "{t}b::rlfence"]);
-        assert_eq!(plain[7..], tail);
-        let tagged = words(Form { in_full: false, tagged: true });
-        assert_eq!(tagged[..2], ["EVALSHA", &BUMP_SCRIPT.hash]);
-        assert_eq!(tagged[5..7], ["{a}::rlfence", "{t}b::rlfence"]);
+        let full = Form { in_full: true, tagged: false };
+        assert_eq!(words(b"a", full), ["EVAL", BUMP, "2", "a", "a::rlfence", "key", "7", "86400000"]);
+        let tagged = Form { in_full: false, tagged: true };
+        assert_eq!(words(b"a", tagged)[..5], ["EVALSHA", &BUMP_SCRIPT.hash, "2", "a", "{a}::rlfence"]);
+        assert_eq!(words(b"{t}a", tagged)[3..5], ["{t}a", "{t}a::rlfence"]);
+    }
+
+    #[test]
+    fn a_quorum_of_acceptances_elects_a_token() {
+        let reply = |accepted, fence| Reply { granted: true, accepted, fence };
+        let mut ballot = Ballot::new(5, 2, 3);
+        for answer in [reply(true, 5), reply(false, 9)] {
+            ballot.close_one();
+            ballot.count(answer);
+            assert_eq!(ballot.verdict(), Verdict::Open);
+        }
+        let mut elected = ballot;
+        elected.close_one();
+        elected.count(reply(true, 5));
+        assert_eq!((elected.verdict(), elected.token), (Verdict::Granted, 5));
+        ballot.close_one();
+        assert_eq!((ballot.verdict(), ballot.greatest()), (Verdict::Denied, 9));
+    }
+
+    #[test]
+    fn locks_taken_together_are_as_good_as_the_worse() {
+        let good = Reply { granted: true, accepted: true, fence: 5 };
+        let beaten = Reply { granted: true, accepted: false, fence: 7 };
+        let refused = Reply { granted: false, accepted: false, fence: 3 };
+        assert_eq!(good.and(good), good);
+        assert_eq!(good.and(beaten), beaten);
+        assert_eq!(beaten.and(refused), Reply { granted: false, accepted: false, fence: 7 });
     }
 
     #[test]

@@ -10,8 +10,6 @@ import pytest
 import redis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from conftest import Masters, Spawn
     from support.servers import Server
 
@@ -20,6 +18,7 @@ pytestmark = pytest.mark.every_kind
 SOURCES = Path(__file__).parents[1] / "src" / "fence"
 COMMON, ACQUIRE, BUMP = ((SOURCES / f"{name}.lua").read_text() for name in ("common", "acquire", "bump"))
 DAY = 24 * 3600 * 1000  # milliseconds
+FENCE = "r::rlfence"
 MINUTE = 60 * 10**6  # microseconds
 
 
@@ -35,15 +34,14 @@ class Fenced:
     def __init__(self, server: Server) -> None:
         self.client = server.client()
 
-    def acquire(self, key: str, proposal: int, names: Sequence[str] = ("r",), ttl: int = 20_000) -> Reply:
-        return self._run(ACQUIRE, names, key, ttl, proposal, DAY)
+    def acquire(self, key: str, proposal: int) -> Reply:
+        return self._run(ACQUIRE, key, 20_000, proposal, DAY)
 
-    def bump(self, key: str, token: int, names: Sequence[str] = ("r",)) -> Reply:
-        return self._run(BUMP, names, key, token, DAY)
+    def bump(self, key: str, token: int) -> Reply:
+        return self._run(BUMP, key, token, DAY)
 
-    def _run(self, script: str, names: Sequence[str], *arguments: object) -> Reply:
-        keys = [*names, *map(fence_of, names)]
-        granted, accepted, fence = self.client.eval(COMMON + script, len(keys), *keys, *arguments)
+    def _run(self, script: str, *arguments: object) -> Reply:
+        granted, accepted, fence = self.client.eval(COMMON + script, 2, "r", FENCE, *arguments)
         assert isinstance(fence, bytes), fence
         return Reply(granted, accepted, int(fence))
 
@@ -51,10 +49,6 @@ class Fenced:
         """The server's, in microseconds."""
         seconds, micros = self.client.time()
         return seconds * 10**6 + micros
-
-
-def fence_of(name: str) -> str:
-    return f"{name}::rlfence"
 
 
 @pytest.fixture
@@ -75,9 +69,9 @@ def test_the_first_proposal_is_accepted(fenced: Fenced) -> None:
     token = now()
     assert fenced.acquire("a", token) == (1, 1, token)
     assert fenced.client.get("r") == b"a"
-    assert fenced.client.get(fence_of("r")) == b"%d" % token
+    assert fenced.client.get(FENCE) == b"%d" % token
     assert 0 < fenced.client.pttl("r") <= 20_000
-    assert DAY - 20_000 < fenced.client.pttl(fence_of("r")) <= DAY
+    assert DAY - 20_000 < fenced.client.pttl(FENCE) <= DAY
 
 
 def test_a_lock_that_is_held_is_refused_and_its_fence_told(fenced: Fenced) -> None:
@@ -85,23 +79,23 @@ def test_a_lock_that_is_held_is_refused_and_its_fence_told(fenced: Fenced) -> No
     fenced.acquire("a", token)
     assert fenced.acquire("b", token + 5) == (0, 0, token)
     assert fenced.client.get("r") == b"a"
-    assert fenced.client.get(fence_of("r")) == b"%d" % token
+    assert fenced.client.get(FENCE) == b"%d" % token
 
 
 def test_a_lock_held_without_a_fence_is_refused(fenced: Fenced) -> None:
     fenced.client.set("r", "redlock-py's", nx=True, px=20_000)
     reply = fenced.acquire("b", now())
     assert reply[:2] == (0, 0)
-    assert not fenced.client.exists(fence_of("r"))
+    assert not fenced.client.exists(FENCE)
 
 
 @pytest.mark.parametrize("less", [0, 1, 10**6])
 def test_what_is_not_greater_is_not_accepted_though_the_lock_is_granted(fenced: Fenced, less: int) -> None:
     token = now()
-    fenced.client.set(fence_of("r"), token, px=1000)
+    fenced.client.set(FENCE, token, px=1000)
     assert fenced.acquire("a", token - less) == (1, 0, token)
     assert fenced.client.get("r") == b"a"
-    assert fenced.client.pttl(fence_of("r")) > 20_000  # used, so kept
+    assert fenced.client.pttl(FENCE) > 20_000  # used, so kept
 
 
 def test_a_repeated_call_grants_again_and_accepts_nothing_new(fenced: Fenced) -> None:
@@ -112,11 +106,11 @@ def test_a_repeated_call_grants_again_and_accepts_nothing_new(fenced: Fenced) ->
 
 @pytest.mark.parametrize("fence, proposal", [(999_999, 1_000_000), (2**53, 2**53 + 1), (10**17, 10**17 + 1)])
 def test_numbers_are_compared_to_the_last_digit(fenced: Fenced, fence: int, proposal: int) -> None:
-    fenced.client.set(fence_of("r"), fence)
+    fenced.client.set(FENCE, fence)
     fenced.client.set("r", "a")
     assert fenced.bump("a", fence) == (1, 0, fence)
     assert fenced.bump("a", proposal) == (1, 1, proposal)
-    assert fenced.client.get(fence_of("r")) == b"%d" % proposal
+    assert fenced.client.get(FENCE) == b"%d" % proposal
 
 
 def test_a_second_round_asks_for_the_lock(fenced: Fenced) -> None:
@@ -141,39 +135,18 @@ def test_a_clock_far_ahead_does_not_take_the_fence_along(fenced: Fenced) -> None
     granted, accepted, fence = fenced.acquire("a", fenced.clock() + 2 * MINUTE)
     assert (granted, accepted) == (1, 0)
     assert fence <= fenced.clock()
-    assert not fenced.client.exists(fence_of("r"))
+    assert not fenced.client.exists(FENCE)
 
 
 def test_a_fence_that_is_ahead_already_can_be_counted_on_from(fenced: Fenced) -> None:
     ahead = fenced.clock() + 60 * MINUTE
-    fenced.client.set(fence_of("r"), ahead)
+    fenced.client.set(FENCE, ahead)
     assert fenced.acquire("a", ahead + 1) == (1, 1, ahead + 1)
-
-
-def test_several_names_get_one_token_or_none(fenced: Fenced) -> None:
-    names, token = ["x", "y"], now()
-    fenced.client.set(fence_of("y"), token)
-    granted, accepted, fence = fenced.acquire("a", token, names)
-    assert (granted, accepted) == (1, 0)
-    assert fence >= token
-    assert fenced.client.mget(names) == [b"a", b"a"]
-    assert not fenced.client.exists(fence_of("x"))
-    assert fenced.bump("a", fence + 1, names) == (1, 1, fence + 1)
-    assert fenced.client.mget(map(fence_of, names)) == [b"%d" % (fence + 1)] * 2
-
-
-def test_several_names_are_taken_together_or_not_at_all(fenced: Fenced) -> None:
-    names, token = ["x", "y"], now()
-    fenced.client.set("y", "another's")
-    assert fenced.acquire("a", token, names)[:2] == (0, 0)
-    assert fenced.client.mget("x", fence_of("x"), fence_of("y")) == [None] * 3
-    fenced.client.set("x", "a")
-    assert fenced.bump("a", token, names)[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("foreign", ["", "-1", "1e9", "007", "none"])
 def test_a_fence_that_is_no_token_is_an_error_and_leaves_no_lock(fenced: Fenced, foreign: str) -> None:
-    fenced.client.set(fence_of("r"), foreign)
+    fenced.client.set(FENCE, foreign)
     for call in (fenced.acquire, fenced.bump):
         with pytest.raises(redis.ResponseError, match="no token"):
             call("a", now())
@@ -181,7 +154,7 @@ def test_a_fence_that_is_no_token_is_an_error_and_leaves_no_lock(fenced: Fenced,
 
 
 def test_a_key_of_another_type_is_an_error_and_leaves_no_lock(fenced: Fenced) -> None:
-    fenced.client.lpush(fence_of("r"), "1")
+    fenced.client.lpush(FENCE, "1")
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         fenced.acquire("a", now())
     assert not fenced.client.exists("r")
@@ -194,7 +167,7 @@ def test_without_memory_there_is_neither_fence_nor_lock(fenced: Fenced) -> None:
             fenced.acquire("a", now())
     finally:
         fenced.client.config_set("maxmemory", 0)
-    assert not fenced.client.exists("r", fence_of("r"))
+    assert not fenced.client.exists("r", FENCE)
 
 
 def test_the_rights_of_a_lock_and_two_more_are_enough(spawn: Spawn) -> None:

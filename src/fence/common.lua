@@ -9,18 +9,9 @@ local function clock(seconds)
     return string.format('%d%06d', math.max(1, time[1] + seconds), time[2])
 end
 
--- What a token must exceed, and the greatest seen, over KEYS[first..last]. A fence that has expired, was forgotten or
--- never was is made up for by the clock: it can have been no further than that.
-local function fences(first, last)
-    local floor, greatest = '0', '0'
-    for i = first, last do
-        local fence = redis.call('GET', KEYS[i])
-        if fence and not string.find(fence, '^[1-9]%d*$') then
-            return nil
-        end
-        local least, seen = fence or clock(-60), fence or clock(0)
-        floor = greater(least, floor) and least or floor
-        greatest = greater(seen, greatest) and seen or greatest
-    end
-    return floor, greatest
+-- A fence that has expired, was forgotten or never was is made up for by the clock: it can have been no further than that.
+local fence = redis.call('GET', KEYS[2])
+if fence and not string.find(fence, '^[1-9]%d*$') then
+    return redis.error_reply('ERR the fence holds something that is no token')
 end
+local floor, greatest = fence or clock(-60), fence or clock(0)
