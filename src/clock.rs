@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::time::ClockId;
+
 /// A point in time on the clock of one [`Clock`]; only differences mean anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(Duration);
@@ -48,14 +50,24 @@ pub struct BootClock;
 impl Clock for BootClock {
     fn now(&self) -> Instant {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+        const CLOCK: ClockId = ClockId::Boottime;
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
-        let now = rustix::time::clock_gettime(CLOCK);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-        let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
-        Instant(Duration::new(seconds, nanos))
+        const CLOCK: ClockId = ClockId::Monotonic;
+        Instant(read(CLOCK))
     }
+}
+
+/// The wall clock: the time since 1970 began. It may be set at any time: no more than a hint.
+#[must_use]
+pub fn since_epoch() -> Duration {
+    read(ClockId::Realtime)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let now = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
+    Duration::new(seconds, nanos)
 }
 
 #[cfg(test)]

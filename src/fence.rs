@@ -12,6 +12,7 @@ use std::time::Duration;
 use redis::{Cmd, ServerError, Value, cmd};
 
 use crate::error::Error;
+use crate::planted::{self, Bug};
 use crate::quorum::{Tally, Verdict};
 use crate::script::is_unknown_command;
 
@@ -85,28 +86,30 @@ impl Reply {
 /// How far a proposed token has got with the masters.
 #[derive(Debug, Clone, Copy)]
 pub struct Ballot {
-    /// The token.
-    pub token: u64,
+    token: u64,
     accepted: Tally,
-    greatest: u64,
+    beaten_by: u64,
+    highest_seen: u64,
 }
 
 impl Ballot {
     /// A ballot on `token`, which is elected by `quorum` acceptances; the answers of `awaited` masters are waited for.
     #[must_use]
     pub const fn new(token: u64, quorum: usize, awaited: usize) -> Self {
-        Self { token, accepted: Tally::new(quorum, awaited), greatest: token }
+        Self { token, accepted: Tally::new(quorum, awaited), beaten_by: token, highest_seen: token }
     }
 
-    /// A master that was waited for has answered, or never will.
-    pub const fn close_one(&mut self) {
-        self.accepted.close_one();
-    }
-
-    /// A master answered.
-    pub fn count(&mut self, reply: Reply) {
-        self.greatest = self.greatest.max(reply.fence);
-        if reply.accepted {
+    /// Take what a master said, if it was of use. `is_awaited`: it was waited for.
+    pub fn take(&mut self, reply: Option<Reply>, is_awaited: bool) {
+        if is_awaited {
+            self.accepted.close_one();
+        }
+        let Some(Reply { granted, accepted, fence }) = reply else { return };
+        self.highest_seen = self.highest_seen.max(fence);
+        if granted {
+            self.beaten_by = self.beaten_by.max(fence);
+        }
+        if accepted {
             self.accepted.grant();
         }
     }
@@ -117,10 +120,22 @@ impl Ballot {
         self.accepted.verdict()
     }
 
-    /// The greatest token seen, the proposed one included.
+    /// The token that is voted on.
     #[must_use]
-    pub const fn greatest(&self) -> u64 {
-        self.greatest
+    pub const fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// What to propose next to the masters that granted the lock: more than each of them has.
+    #[must_use]
+    pub const fn next(&self) -> u64 {
+        self.beaten_by.saturating_add(1)
+    }
+
+    /// The greatest token any master has.
+    #[must_use]
+    pub const fn highest_seen(&self) -> u64 {
+        self.highest_seen
     }
 }
 
@@ -167,22 +182,42 @@ pub struct Call<'a> {
 /// How a call is put into words, as a master wants it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Form {
-    /// With the text of the script instead of its hash.
-    in_full: bool,
+    text: Text,
     /// With the name of the lock as the hash tag of its fence, where a cluster must find both in one slot.
     tagged: bool,
+}
+
+/// How a script is named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Text {
+    /// In full: it may not be known yet.
+    #[default]
+    First,
+    /// By its hash.
+    Hash,
+    /// In full, for it may not be called by its hash.
+    Always,
 }
 
 impl Form {
     /// The form to try next when the server refuses this one with `error`, if that is about the form.
     #[must_use]
     pub fn fallback(self, error: &ServerError) -> Option<Self> {
-        match error.code() {
-            "CROSSSLOT" if !self.tagged => Some(Self { tagged: true, ..self }),
-            "NOSCRIPT" | "NOPERM" if !self.in_full => Some(Self { in_full: true, ..self }),
-            _ if is_unknown_command(error) && !self.in_full => Some(Self { in_full: true, ..self }),
+        match (error.code(), self.text) {
+            ("CROSSSLOT", _) if !self.tagged => Some(Self { tagged: true, ..self }),
+            ("NOSCRIPT", Text::Hash) => Some(Self { text: Text::First, ..self }),
+            (code, Text::Hash) if code == "NOPERM" || is_unknown_command(error) => {
+                Some(Self { text: Text::Always, ..self })
+            }
             _ => None,
         }
+    }
+
+    /// The form for the next call, when this one was understood.
+    #[must_use]
+    pub fn next(self) -> Self {
+        let text = if self.text == Text::Always { Text::Always } else { Text::Hash };
+        Self { text, ..self }
     }
 }
 
@@ -204,9 +239,18 @@ impl<'a> Call<'a> {
     /// The command that makes this call.
     #[must_use]
     pub fn command(&self, form: Form) -> Cmd {
-        let mut command = if form.in_full { cmd("EVAL") } else { cmd("EVALSHA") };
-        command.arg(if form.in_full { self.script.text } else { &self.script.hash });
-        command.arg(2).arg(self.resource).arg(fence_of(self.resource, form.tagged)).arg(&self.arguments);
+        if planted::is(Bug::AcceptEqual) {
+            return self.words("EVAL", &planted::accept_equal(self.script.text), form);
+        }
+        match form.text {
+            Text::Hash => self.words("EVALSHA", &self.script.hash, form),
+            Text::First | Text::Always => self.words("EVAL", self.script.text, form),
+        }
+    }
+
+    fn words(&self, name: &str, script: &str, form: Form) -> Cmd {
+        let mut command = cmd(name);
+        command.arg(script).arg(2).arg(self.resource).arg(fence_of(self.resource, form.tagged)).arg(&self.arguments);
         command
     }
 }
@@ -297,9 +341,8 @@ mod tests {
             });
             words.collect::<Vec<_>>()
         };
-        let full = Form { in_full: true, tagged: false };
-        assert_eq!(words(b"a", full), ["EVAL", BUMP, "2", "a", "a::rlfence", "key", "7", "86400000"]);
-        let tagged = Form { in_full: false, tagged: true };
+        assert_eq!(words(b"a", Form::default()), ["EVAL", BUMP, "2", "a", "a::rlfence", "key", "7", "86400000"]);
+        let tagged = Form { text: Text::Hash, tagged: true };
         assert_eq!(words(b"a", tagged)[..5], ["EVALSHA", &BUMP_SCRIPT.hash, "2", "a", "{a}::rlfence"]);
         assert_eq!(words(b"{t}a", tagged)[3..5], ["{t}a", "{t}a::rlfence"]);
     }
@@ -309,16 +352,15 @@ mod tests {
         let reply = |accepted, fence| Reply { granted: true, accepted, fence };
         let mut ballot = Ballot::new(5, 2, 3);
         for answer in [reply(true, 5), reply(false, 9)] {
-            ballot.close_one();
-            ballot.count(answer);
+            ballot.take(Some(answer), true);
             assert_eq!(ballot.verdict(), Verdict::Open);
         }
         let mut elected = ballot;
-        elected.close_one();
-        elected.count(reply(true, 5));
-        assert_eq!((elected.verdict(), elected.token), (Verdict::Granted, 5));
-        ballot.close_one();
-        assert_eq!((ballot.verdict(), ballot.greatest()), (Verdict::Denied, 9));
+        elected.take(Some(reply(true, 5)), true);
+        assert_eq!((elected.verdict(), elected.token()), (Verdict::Granted, 5));
+        ballot.take(Some(Reply { granted: false, accepted: false, fence: 20 }), false);
+        ballot.take(None, true);
+        assert_eq!((ballot.verdict(), ballot.next(), ballot.highest_seen()), (Verdict::Denied, 10, 20));
     }
 
     #[test]
@@ -332,18 +374,34 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_form_is_changed_once() {
-        let error = |line: &str| match redis::parse_redis_value(line.as_bytes()).unwrap() {
+    fn a_script_goes_in_full_once_and_by_its_hash_from_then_on() {
+        let (first, hash) = (Form::default(), Form::default().next());
+        assert_eq!((first.text, hash.text, hash.next()), (Text::First, Text::Hash, hash));
+        assert_eq!(hash.fallback(&error("NOSCRIPT No matching script")), Some(first));
+        assert_eq!(first.fallback(&error("NOSCRIPT No matching script")), None);
+        assert_eq!(hash.fallback(&error("OOM no memory")), None);
+    }
+
+    #[test]
+    fn a_server_that_knows_no_hashes_is_not_asked_again() {
+        for refusal in ["NOPERM no", "ERR unknown command 'EVALSHA', with args beginning with: 'x'"] {
+            let always = Form::default().next().fallback(&error(refusal)).unwrap();
+            assert_eq!((always.text, always.next()), (Text::Always, always));
+            assert_eq!(always.fallback(&error(refusal)), None);
+        }
+    }
+
+    #[test]
+    fn a_cluster_finds_lock_and_fence_in_one_slot() {
+        let tagged = Form::default().fallback(&error("CROSSSLOT Keys in request don't hash to the same slot")).unwrap();
+        assert!(tagged.tagged && tagged.next().tagged);
+        assert_eq!(tagged.fallback(&error("CROSSSLOT again")), None);
+    }
+
+    fn error(line: &str) -> ServerError {
+        match redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
             Value::ServerError(error) => error,
             other => panic!("{other:?}"),
-        };
-        let (plain, no_script) = (Form::default(), error("-NOSCRIPT No matching script\r\n"));
-        let full = plain.fallback(&no_script).unwrap();
-        assert_eq!(full, Form { in_full: true, tagged: false });
-        assert_eq!(full.fallback(&no_script), None);
-        let tagged = plain.fallback(&error("-CROSSSLOT Keys in request don't hash to the same slot\r\n")).unwrap();
-        assert_eq!(tagged, Form { in_full: false, tagged: true });
-        assert_eq!(tagged.fallback(&error("-CROSSSLOT again\r\n")), None);
-        assert_eq!(plain.fallback(&error("-OOM no memory\r\n")), None);
+        }
     }
 }

@@ -32,6 +32,10 @@ pub enum Bug {
     /// A session that still waits for an answer about one lock is lent for another, so that the release of the first goes
     /// another way and may arrive before what it is to undo.
     LendAny,
+    /// A fence accepts a token that is equal to the one before.
+    AcceptEqual,
+    /// A fencing token is the greatest seen and one, and no master is told.
+    NoWriteBack,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -63,6 +67,11 @@ pub use switch::plant;
 pub(crate) fn plain_delete(resource: &[u8], key: &[u8]) -> redis::Cmd {
     let delete = "return redis.call('del', KEYS[1])";
     redis::cmd("EVAL").arg(delete).arg(1).arg(resource).arg(key).take()
+}
+
+/// What [`Bug::AcceptEqual`] makes of a fencing script.
+pub(crate) fn accept_equal(script: &str) -> String {
+    script.replace("#a == #b and a > b", "#a == #b and a >= b")
 }
 
 /// Never.

@@ -118,6 +118,7 @@ class Operation(Generic[_T_co]):
         timeout: float | None = None,
         unlock_script: str | None = None,
         key: bytes | None = None,
+        fencing: bool = False,
     ) -> Operation[Held | list[str]]:
         """Take all resources, with one key for all; or none.
 
@@ -131,6 +132,8 @@ class Operation(Generic[_T_co]):
             timeout: seconds for all rounds and pauses together; ``None``: no bound.
             unlock_script: replaces the release script.
             key: replaces the engine's random key, of which each round has a fresh one.
+            fencing: have a fencing token with it, for which masters must run scripts: the vote of one that does not
+                begins with ``"no fencing: "``.
 
         Returns:
             What is held; else what each master said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``,
@@ -195,6 +198,14 @@ class Held:
     @property
     def key(self) -> bytes:
         """The proof of ownership."""
+
+    @property
+    def token(self) -> int | None:
+        """The fencing token, if one was asked for: greater than any that earlier holders of these resources had."""
+
+    @property
+    def token_at_once(self) -> bool:
+        """Whether the masters accepted the first token proposed, so that it took no second round."""
 
     @property
     def votes(self) -> list[str]:

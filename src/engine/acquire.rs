@@ -1,5 +1,6 @@
 //! Taking a lock: one round, and rounds until one succeeds.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,8 +13,9 @@ use tokio::sync::oneshot;
 use crate::clock::Instant;
 use crate::engine::release::{Treatment, release_where};
 use crate::engine::waiting::Waiting;
-use crate::engine::{Masters, of_each};
+use crate::engine::{Masters, fence as fencing, of_each};
 use crate::error::Error;
+use crate::fence::{self, Ballot, Call, Reply};
 use crate::master::Master;
 use crate::master::health::Standing;
 use crate::master::link::Link;
@@ -42,6 +44,8 @@ pub struct Request {
     pub script: Arc<UnlockScript>,
     /// The caller's own key; each round draws a fresh one otherwise.
     pub key: Option<Vec<u8>>,
+    /// Whether to have a fencing token with it.
+    pub fencing: bool,
 }
 
 /// What one master said in a round.
@@ -58,6 +62,17 @@ pub struct Held {
     pub claim: Arc<Claim>,
     /// What each master said until a quorum had granted.
     pub votes: Vec<Vote>,
+    /// Its fencing token, if one was asked for.
+    pub token: Option<Token>,
+}
+
+/// A fencing token: greater than that of everybody who held any of the resources before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// The token.
+    pub number: u64,
+    /// Whether the first proposal was accepted, so that it cost nothing.
+    pub at_once: bool,
 }
 
 /// Resolves when the caller gives up.
@@ -70,19 +85,25 @@ pub type Cancel = Fuse<oneshot::Receiver<()>>;
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let mut waiting = Waiting::new(masters, request);
-    let mut before = None;
+    let (mut before, mut highest_seen) = (None, 0);
     loop {
-        let votes = match round(masters, request, &waiting, &mut cancel).await {
+        let votes = match round(masters, request, &waiting, &mut highest_seen, &mut cancel).await {
             Ok(held) => return Ok(held),
             // One that the timeout may have cut short tells less than the one before it.
             Err(votes) if masters.handle().now() >= waiting.give_up_at => return Err(before.unwrap_or(votes)),
             Err(votes) => votes,
         };
-        if cancel.is_terminated() || !waiting.for_next_try(&votes, &mut cancel).await {
+        let may_go_on = !cancel.is_terminated() && !is_hopeless(&votes, request.quorum);
+        if !may_go_on || !waiting.for_next_try(&votes, &mut cancel).await {
             return Err(votes);
         }
         before = Some(votes);
     }
+}
+
+/// Whether masters without scripts leave no quorum for a fencing token: another try would find them the same.
+fn is_hopeless(votes: &[Vote], quorum: usize) -> bool {
+    votes.iter().filter(|vote| !matches!(vote, Err(Error::Unfenced(_)))).count() < quorum
 }
 
 /// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
@@ -92,15 +113,17 @@ async fn round(
     masters: &Masters,
     request: &Request,
     waiting: &Waiting<'_>,
+    highest_seen: &mut u64,
     cancel: &mut Cancel,
 ) -> Result<Held, Vec<Vote>> {
     let start = masters.handle().now();
     let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);
-    let mut canvass = Canvass::new(masters, request);
+    let mut canvass = Canvass::new(masters, request, *highest_seen);
     let decided = canvass.run(waiting.asks_one_first().then(|| masters.designated(&request.resources)));
-    select(std::pin::pin!(decided), select(deadline, cancel)).await;
-    let (verdict, attempt, votes) = canvass.close();
+    select(pin!(decided), select(deadline, cancel)).await;
+    *highest_seen = canvass.highest_seen();
+    let (verdict, attempt, votes, token) = canvass.close();
     let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };
     let elapsed = masters.handle().now().since(start);
     let drift_ms = if planted::is(Bug::NoDrift) { 0 } else { request.drift_ms };
@@ -108,7 +131,7 @@ async fn round(
     if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
         let expires_at = quorum::expires_at(start, request.ttl_ms, drift_ms);
         let votes = masters.explained(verdict, votes);
-        return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes });
+        return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes, token });
     }
     if !planted::is(Bug::NoRelease) {
         attempt.undo(masters, &votes).await;
@@ -120,18 +143,21 @@ async fn round(
 struct Attempt {
     claim: Arc<Claim>,
     ttl_ms: u64,
+    /// The token to propose, if there is to be one.
+    proposal: Option<u64>,
     decided: AtomicBool,
     sent: Vec<AtomicBool>,
 }
 
 impl Attempt {
-    fn new(masters: &Masters, request: &Request) -> Self {
+    fn new(masters: &Masters, request: &Request, highest_seen: u64) -> Self {
         let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
         let claim = Claim { resources: request.resources.clone(), key, script: Arc::clone(&request.script) };
         let not_yet = || AtomicBool::new(false);
         Self {
             claim: Arc::new(claim),
             ttl_ms: request.ttl_ms,
+            proposal: request.fencing.then(|| fence::propose(highest_seen, masters.handle().effects().since_epoch())),
             decided: not_yet(),
             sent: masters.iter().map(|_| not_yet()).collect(),
         }
@@ -139,10 +165,20 @@ impl Attempt {
 
     /// Ask one master, unless the round is decided before there is a connection to it. Its vote is a grant when it
     /// grants all resources.
-    async fn ask(self: Arc<Self>, master: Arc<Master>, index: usize) -> Vote {
-        let votes = of_each(&self.claim.resources, |resource| self.ask_for(resource, &master, index)).await?;
+    async fn ask(self: Arc<Self>, master: Arc<Master>, index: usize) -> Answer {
+        let answer = match self.proposal {
+            None => {
+                let votes = of_each(&self.claim.resources, |resource| self.ask_for(resource, &master, index)).await?;
+                (all_granted(votes.iter().all(|vote| *vote == Grant::Granted)), None)
+            }
+            Some(token) => {
+                let propose = |resource| self.propose_for(token, resource, &master, index);
+                let reply = fencing::together(of_each(&self.claim.resources, propose).await?);
+                (all_granted(reply.is_some_and(|reply| reply.granted)), reply)
+            }
+        };
         master.voted();
-        Ok(if votes.iter().all(|vote| *vote == Grant::Granted) { Grant::Granted } else { Grant::Refused })
+        Ok(answer)
     }
 
     async fn ask_for(&self, resource: &[u8], master: &Master, index: usize) -> Vote {
@@ -155,14 +191,30 @@ impl Attempt {
                 link.call(set, Some(&self.claim)).await
             }
         };
-        let is_open = || planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
-        // Whether it is to be relied on may show only when there is a connection.
-        let wanted = || is_open() && master.doubt().is_none();
+        let wanted = || self.is_wanted_of(master);
         let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
         match script::grant(answer.value)? {
             Grant::Refused if answer.repeated => self.is_ours(resource, master).await,
             grant => Ok(grant),
         }
+    }
+
+    async fn propose_for(&self, token: u64, resource: &[u8], master: &Master, index: usize) -> Result<Reply, Error> {
+        let call = Call::acquire(resource, &self.claim.key, self.ttl_ms, token);
+        let wanted = || self.is_wanted_of(master);
+        let exchange = |link: Link| {
+            self.sent[index].store(true, Ordering::Relaxed);
+            master.watch_clock(&link);
+            fencing::run(link, &call, Some(&self.claim), wanted)
+        };
+        let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
+        fence::reply(answer.value)
+    }
+
+    /// Whether the vote of `master` still counts: whether it is to be relied on may show only when there is a connection.
+    fn is_wanted_of(&self, master: &Master) -> bool {
+        let is_open = planted::is(Bug::LateSet) || !self.decided.load(Ordering::Relaxed);
+        is_open && master.doubt().is_none()
     }
 
     /// The first `SET` may have been executed before its connection died: then our own key refuses the second.
@@ -190,25 +242,40 @@ impl Attempt {
     }
 }
 
+const fn all_granted(granted: bool) -> Grant {
+    if granted { Grant::Granted } else { Grant::Refused }
+}
+
+/// What one master said: its vote, and what it made of the token that was proposed.
+type Answer = Result<(Grant, Option<Reply>), Error>;
+
 /// The votes of one round, as they come in.
 struct Canvass<'a> {
     masters: &'a Masters,
     attempt: Arc<Attempt>,
-    asked: FuturesUnordered<BoxFuture<'static, (usize, Vote)>>,
+    asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
     standings: Vec<Standing>,
     tally: Tally,
     votes: Vec<Vote>,
+    quorum: usize,
+    ballot: Option<Ballot>,
+    token: Option<Token>,
 }
 
 impl<'a> Canvass<'a> {
-    fn new(masters: &'a Masters, request: &Request) -> Self {
+    fn new(masters: &'a Masters, request: &Request, highest_seen: u64) -> Self {
         let standings = masters.standings(request.quorum);
         let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        let attempt = Attempt::new(masters, request, highest_seen);
+        let quorum = request.quorum - usize::from(planted::is(Bug::QuorumOffByOne));
         Self {
             masters,
-            attempt: Arc::new(Attempt::new(masters, request)),
+            ballot: attempt.proposal.map(|token| Ballot::new(token, quorum, awaited)),
+            attempt: Arc::new(attempt),
+            token: None,
+            quorum,
             asked: FuturesUnordered::new(),
-            tally: Tally::new(request.quorum - usize::from(planted::is(Bug::QuorumOffByOne)), awaited),
+            tally: Tally::new(quorum, awaited),
             votes: vec![Err(Error::NotSent); masters.len()],
             standings,
         }
@@ -216,6 +283,7 @@ impl<'a> Canvass<'a> {
 
     /// Ask until the round is decided.
     async fn run(&mut self, designated: Option<usize>) {
+        let start = self.masters.handle().now();
         let first = designated.filter(|&first| self.standings[first] == Standing::Good);
         if let Some(first) = first {
             self.ask(first);
@@ -228,6 +296,39 @@ impl<'a> Canvass<'a> {
         while self.tally.verdict() == Verdict::Open && !self.asked.is_empty() {
             self.take_one().await;
         }
+        if self.tally.verdict() == Verdict::Granted && self.ballot.is_some() {
+            self.elect(start).await;
+        }
+    }
+
+    /// The lock is granted: have the token accepted, or one that is greater than all that stood against it.
+    async fn elect(&mut self, start: Instant) {
+        // Worth as long a wait as the grants took: a second round takes no less.
+        let took = self.masters.handle().now().since(start);
+        let patience = self.masters.handle().sleep(took);
+        select(pin!(self.take_acceptances()), patience).await;
+        let Some(ballot) = self.ballot else { return };
+        let at_once = ballot.verdict() == Verdict::Granted;
+        let number = if at_once { ballot.token() } else { ballot.next() };
+        if at_once || planted::is(Bug::NoWriteBack) || self.bump(number).await {
+            self.token = Some(Token { number, at_once });
+        }
+    }
+
+    async fn take_acceptances(&mut self) {
+        while self.ballot.is_some_and(|ballot| ballot.verdict() == Verdict::Open) && !self.asked.is_empty() {
+            self.take_one().await;
+        }
+    }
+
+    /// The second round, with the masters that may have granted.
+    async fn bump(&mut self, token: u64) -> bool {
+        self.attempt.decided.store(true, Ordering::Relaxed);
+        let asked = |index: usize| self.attempt.sent[index].load(Ordering::Relaxed);
+        let may_be_ours = |index: usize| matches!(self.votes[index], Ok(Grant::Granted) | Err(Error::NotAwaited));
+        let masters = self.masters.iter().enumerate().filter(|&(index, _)| asked(index) && may_be_ours(index));
+        let masters = masters.map(|(_, master)| Arc::clone(master)).collect();
+        fencing::bump(masters, &self.attempt.claim, self.attempt.ttl_ms, token, self.quorum).await
     }
 
     fn ask(&mut self, index: usize) {
@@ -242,21 +343,31 @@ impl<'a> Canvass<'a> {
     }
 
     async fn take_one(&mut self) {
-        let Some((index, vote)) = self.asked.next().await else { return };
-        if self.standings[index] == Standing::Good {
+        let Some((index, answer)) = self.asked.next().await else { return };
+        let is_awaited = self.standings[index] == Standing::Good;
+        if is_awaited {
             self.tally.close_one();
         }
-        if vote == Ok(Grant::Granted) {
+        if matches!(answer, Ok((Grant::Granted, _))) {
             self.tally.grant();
         }
-        self.votes[index] = vote;
+        if let Some(ballot) = &mut self.ballot {
+            ballot.take(answer.as_ref().ok().and_then(|(_, reply)| *reply), is_awaited);
+        }
+        self.votes[index] = answer.map(|(grant, _)| grant);
+    }
+
+    fn highest_seen(&self) -> u64 {
+        self.ballot.map_or(0, |ballot| ballot.highest_seen())
     }
 
     /// The round is decided: nothing more is sent for it but its release; answers still to come are awaited by nobody.
-    fn close(self) -> (Verdict, Arc<Attempt>, Vec<Vote>) {
+    fn close(self) -> (Verdict, Arc<Attempt>, Vec<Vote>, Option<Token>) {
         self.attempt.decided.store(true, Ordering::Relaxed);
         let mut stragglers = self.asked;
         self.masters.handle().spawn(async move { while stragglers.next().await.is_some() {} });
-        (self.tally.verdict(), self.attempt, self.votes)
+        let is_complete = self.ballot.is_none() || self.token.is_some();
+        let verdict = if is_complete { self.tally.verdict() } else { Verdict::Denied };
+        (verdict, self.attempt, self.votes, self.token)
     }
 }

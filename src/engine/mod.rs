@@ -2,6 +2,7 @@
 
 pub mod acquire;
 pub mod extend;
+mod fence;
 pub mod inspect;
 pub mod release;
 mod waiting;

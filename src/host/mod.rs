@@ -5,13 +5,14 @@ pub mod pool;
 mod resolve;
 
 use std::io;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::clock::{BootClock, Clock, Instant};
+use crate::clock::{self, BootClock, Clock, Instant};
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::socket;
 use crate::runtime::{Effects, Handle, Stream};
@@ -34,6 +35,10 @@ impl Effects for System {
         if let Err(error) = SysRng.try_fill_bytes(bytes) {
             panic!("the operating system gives no random numbers: {error}");
         }
+    }
+
+    fn since_epoch(&self) -> Duration {
+        clock::since_epoch()
     }
 
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

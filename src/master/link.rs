@@ -12,6 +12,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 
 use crate::error::Error;
+use crate::fence::Form;
 use crate::master::watch::{Change, Watches};
 use crate::planted::{self, Bug};
 use crate::runtime::{Handle, locked};
@@ -32,6 +33,7 @@ struct Shared {
     release_by: AtomicU8,
     watches: Option<Arc<Watches>>,
     tracking: AtomicU8,
+    fencing_form: Mutex<Form>,
     unanswered: Mutex<Vec<Arc<Claim>>>,
     life: Arc<Life>,
 }
@@ -63,6 +65,7 @@ impl Link {
             release_by: AtomicU8::new(CompareAndDelete::Evalsha as u8),
             watches,
             tracking: AtomicU8::new(UNTRACKED),
+            fencing_form: Mutex::default(),
             unanswered: Mutex::default(),
             life,
         }))
@@ -110,6 +113,17 @@ impl Link {
     async fn ask_to_track(&self) -> Result<(), Error> {
         let reply = self.call(redis::cmd("CLIENT").arg("TRACKING").arg("ON"), None).await?;
         reply.extract_error().map(drop).map_err(Error::from)
+    }
+
+    /// How this master wants fencing scripts called, as far as is known.
+    #[must_use]
+    pub fn fencing_form(&self) -> Form {
+        *locked(&self.0.fencing_form)
+    }
+
+    /// Call fencing scripts in this form from now on.
+    pub fn set_fencing_form(&self, form: Form) {
+        *locked(&self.0.fencing_form) = form;
     }
 
     /// Send `command` and wait for its answer, as long as this master is given. A master that exceeds it loses the

@@ -31,7 +31,7 @@ enum Kind {
 impl Operation {
     #[staticmethod]
     #[pyo3(signature = (resources, ttl_ms, quorum, drift_ms, tries, retry_delay, timeout = None, unlock_script = None,
-        key = None))]
+        key = None, fencing = false))]
     #[expect(clippy::too_many_arguments, reason = "one call, one crossing of the border")]
     fn acquire(
         resources: Vec<Vec<u8>>,
@@ -43,6 +43,7 @@ impl Operation {
         timeout: Option<f64>,
         unlock_script: Option<&str>,
         key: Option<Vec<u8>>,
+        fencing: bool,
     ) -> PyResult<Self> {
         Ok(Self(Kind::Acquire(Arc::new(acquire::Request {
             resources: some(resources)?,
@@ -54,6 +55,7 @@ impl Operation {
             timeout: timeout.map(|timeout| seconds("timeout", timeout)).transpose()?,
             script: script(unlock_script),
             key,
+            fencing,
         }))))
     }
 

@@ -6,7 +6,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::engine::acquire::{self, Vote};
+use crate::engine::acquire::{self, Token, Vote};
 use crate::engine::extend::{self, Extended};
 use crate::engine::inspect::Sighting;
 use crate::engine::release;
@@ -50,6 +50,7 @@ pub(super) struct Held {
     expires_at: f64,
     claim: Arc<Claim>,
     votes: Votes,
+    token: Option<Token>,
 }
 
 enum Votes {
@@ -65,6 +66,16 @@ impl Held {
     }
 
     #[getter]
+    fn token(&self) -> Option<u64> {
+        self.token.map(|token| token.number)
+    }
+
+    #[getter]
+    fn token_at_once(&self) -> bool {
+        self.token.is_some_and(|token| token.at_once)
+    }
+
+    #[getter]
     fn votes(&self) -> Vec<String> {
         match &self.votes {
             Votes::Granted(votes) => texts(votes),
@@ -75,15 +86,17 @@ impl Held {
 
 impl From<acquire::Held> for Held {
     fn from(held: acquire::Held) -> Self {
-        let acquire::Held { validity_ms, expires_at, claim, votes } = held;
-        Self { validity_ms, expires_at: expires_at.since_zero().as_secs_f64(), claim, votes: Votes::Granted(votes) }
+        let acquire::Held { validity_ms, expires_at, claim, votes, token } = held;
+        let (expires_at, votes) = (expires_at.since_zero().as_secs_f64(), Votes::Granted(votes));
+        Self { validity_ms, expires_at, claim, votes, token }
     }
 }
 
 impl From<Extended> for Held {
     fn from(extended: Extended) -> Self {
         let Extended { validity_ms, expires_at, claim, answers } = extended;
-        Self { validity_ms, expires_at: expires_at.since_zero().as_secs_f64(), claim, votes: Votes::Extended(answers) }
+        let (expires_at, votes) = (expires_at.since_zero().as_secs_f64(), Votes::Extended(answers));
+        Self { validity_ms, expires_at, claim, votes, token: None }
     }
 }
 

@@ -120,6 +120,7 @@ impl<'a> Stage<'a> {
             timeout: None,
             script: Arc::new(UnlockScript::default()),
             key: None,
+            fencing: false,
         };
         let (_keep, cancel) = oneshot::channel();
         let outcome = self.call(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });

@@ -123,6 +123,7 @@ impl World {
             timeout: None,
             script: Arc::default(),
             key: None,
+            fencing: false,
         };
         let op = self.begin_operation(worker, session, resource, ttl_ms, self.lock_bound(ttl_ms));
         let (cancel, cancelled) = oneshot::channel();
