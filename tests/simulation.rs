@@ -8,6 +8,7 @@
 
 #[allow(unreachable_pub, reason = "a test has no outside")]
 mod simulation {
+    pub mod fencing;
     pub mod master;
     pub mod network;
     pub mod oracle;
@@ -66,6 +67,7 @@ fn nothing_lies() {
     let run = runner::run(Seeds::from_environment(FIRST, 2000), None, None);
     println!("{run}");
     assert!(run.grants > 0 && run.contended > 0, "a world in which nothing happens proves nothing");
+    assert!(run.tokens_at_once > 0 && run.tokens > run.tokens_at_once, "{run}");
     assert!(run.failures.is_empty(), "{}", run.explain());
 }
 

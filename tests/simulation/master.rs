@@ -1,9 +1,10 @@
 //! A simulated Redis or Valkey: just the commands the engine uses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use redlock::script::{UNLOCK, UnlockScript};
 
+use super::fencing::Script;
 use super::resp::{Protocol, Request, bulk, integer};
 use super::time::{Clock, MS};
 
@@ -36,7 +37,7 @@ impl Kind {
 /// What a command did, for the one who watches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Did {
-    /// `SET NX`: whether the key was set, and for how many milliseconds.
+    /// `SET NX`, or the script that does it with a token: whether the key was set, and for how many milliseconds.
     Set { resource: Vec<u8>, key: Vec<u8>, granted: bool, ttl_ms: u64 },
     /// `GET`: the value there was.
     Got { value: Option<Vec<u8>> },
@@ -62,14 +63,15 @@ pub struct Master {
     index: usize,
     hash: Vec<u8>,
     store: BTreeMap<Vec<u8>, Stored>,
-    scripts: BTreeSet<Vec<u8>>,
+    /// What is cached, by its hash; none for the release.
+    scripts: BTreeMap<Vec<u8>, Option<Script>>,
 }
 
 impl Master {
     pub fn new(index: usize, kind: Kind, clock: Clock) -> Self {
-        let hash = redis::Script::new(UNLOCK).get_hash().as_bytes().to_vec();
+        let hash = hash_of(UNLOCK.as_bytes());
         assert_eq!(UnlockScript::default(), UnlockScript::new(UNLOCK));
-        let (store, scripts) = (BTreeMap::new(), BTreeSet::new());
+        let (store, scripts) = (BTreeMap::new(), BTreeMap::new());
         Self { kind, clock, loading: false, out_of_memory: false, index, hash, store, scripts }
     }
 
@@ -116,10 +118,18 @@ impl Master {
                     return self.delete(resource, key);
                 }
                 assert_eq!(text, UNLOCK.as_bytes(), "a script this server has not learnt");
-                self.scripts.insert(self.hash.clone());
+                self.scripts.insert(self.hash.clone(), None);
                 self.release(resource, key)
             }
-            [b"EVALSHA", hash, b"1", resource, key] if self.scripts.contains(hash) => self.release(resource, key),
+            [b"EVAL", text, b"2", ref words @ ..] => {
+                let (hash, script) = (hash_of(text), Script::of(text));
+                self.scripts.insert(hash, Some(script));
+                self.fence(script, words)
+            }
+            [b"EVALSHA", hash, b"2", ref words @ ..] if let Some(&Some(script)) = self.scripts.get(hash) => {
+                self.fence(script, words)
+            }
+            [b"EVALSHA", hash, b"1", resource, key] if self.scripts.contains_key(hash) => self.release(resource, key),
             [b"EVALSHA", ..] => (b"-NOSCRIPT No matching script. Please use EVAL.\r\n".to_vec(), Did::Refused),
             _ => panic!("a command this server has not learnt: {}", words.concat().escape_ascii()),
         }
@@ -142,11 +152,16 @@ impl Master {
         let granted = self.holder(resource).is_none();
         let (resource, key) = (resource.to_vec(), key.to_vec());
         if granted {
-            let expires_at_ms = self.now_ms() + ttl_ms;
-            self.store.insert(resource.clone(), Stored { key: key.clone(), expires_at_ms });
+            self.store(&resource, &key, ttl_ms);
         }
         let reply = if granted { b"+OK\r\n".to_vec() } else { protocol.nil() };
         (reply, Did::Set { resource, key, granted, ttl_ms })
+    }
+
+    /// `SET PX`.
+    pub fn store(&mut self, name: &[u8], value: &[u8], ttl_ms: u64) {
+        let expires_at_ms = self.now_ms() + ttl_ms;
+        self.store.insert(name.to_vec(), Stored { key: value.to_vec(), expires_at_ms });
     }
 
     fn get(&self, resource: &[u8], protocol: Protocol) -> (Vec<u8>, Did) {
@@ -180,6 +195,10 @@ impl Master {
         }
         (integer(gone.into()), Did::Released { key: key.to_vec(), gone })
     }
+}
+
+fn hash_of(text: &[u8]) -> Vec<u8> {
+    redis::Script::new(std::str::from_utf8(text).unwrap()).get_hash().as_bytes().to_vec()
 }
 
 fn number(word: &[u8]) -> u64 {

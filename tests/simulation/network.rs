@@ -18,7 +18,7 @@ pub enum Item {
     SynAck,
     Refused,
     Bytes(Vec<u8>),
-    /// The last bytes of a reply; to a `SET`, with its key.
+    /// The last bytes of a reply; to what takes a lock, with its key.
     Reply(Vec<u8>, Option<Vec<u8>>),
     Fin,
     Reset,
@@ -222,7 +222,7 @@ impl World {
         if pushes {
             self.send_down(conn, Item::Bytes(PUSH.to_vec()));
         }
-        let key = (request[0] == b"SET").then(|| request[2].clone());
+        let key = taking(request).map(|(_, key, _)| key.to_vec());
         self.send_down(conn, Item::Reply(reply, key));
     }
 
@@ -321,6 +321,17 @@ impl World {
             }
         }
     }
+}
+
+/// The resource, key and TTL of a request that takes a lock, with or without a token.
+pub fn taking(request: &Request) -> Option<(&[u8], &[u8], u64)> {
+    let words: Vec<&[u8]> = request.iter().map(Vec::as_slice).collect();
+    let (resource, key, ttl_ms) = match *words {
+        [b"SET", resource, key, _, _, ttl_ms] => (resource, key, ttl_ms),
+        [b"EVAL" | b"EVALSHA", _, b"2", lock, _, key, ttl_ms, _, _] => (lock, key, ttl_ms),
+        _ => return None,
+    };
+    Some((resource, key, std::str::from_utf8(ttl_ms).unwrap().parse().unwrap()))
 }
 
 /// An item as the network carries it: bytes in pieces, the rest as it is.

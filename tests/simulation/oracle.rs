@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use redlock::engine::acquire::{Held, Vote};
+use redlock::engine::acquire::{self, Held, Token, Vote};
 use redlock::engine::release::Answer;
 use redlock::error::Error;
 use redlock::quorum;
 use redlock::script::{Grant, Release};
 
 use super::master::Did;
+use super::network::taking;
 use super::plan::Broken;
 use super::resp::Request;
 use super::time::{MS, Nanos, SECOND};
@@ -37,11 +38,13 @@ pub enum Rule {
     WrongReply,
     /// Where nothing goes wrong and nobody competes, a lock is granted in one round trip.
     NotAtOnce,
+    /// A fencing token is greater than all that were granted for its resource before.
+    TokenOrder,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -51,6 +54,7 @@ impl Rule {
         Self::TooLate,
         Self::WrongReply,
         Self::NotAtOnce,
+        Self::TokenOrder,
     ];
 }
 
@@ -61,6 +65,7 @@ struct Op {
     session: usize,
     resource: Vec<u8>,
     ttl_ms: u64,
+    fenced: bool,
     began: Nanos,
     began_local: Nanos,
     paused_before: Nanos,
@@ -106,10 +111,15 @@ pub struct Oracle {
     pub violations: BTreeMap<Rule, String>,
     pub grants: u64,
     pub contended: u64,
+    /// How many had a fencing token, and how many of those at the first proposal.
+    pub tokens: u64,
+    pub tokens_at_once: u64,
     masters: usize,
     ops: Vec<Op>,
     attempts: BTreeMap<Vec<u8>, Attempt>,
     beliefs: Vec<Belief>,
+    /// The greatest token granted so far, by resource.
+    greatest: BTreeMap<Vec<u8>, u64>,
     quiet_since: BTreeMap<Vec<u8>, Nanos>,
     /// Within a turn: releases written, and attempts that came to nothing.
     releases: Vec<(usize, Vec<u8>)>,
@@ -122,10 +132,13 @@ impl Oracle {
             violations: BTreeMap::new(),
             grants: 0,
             contended: 0,
+            tokens: 0,
+            tokens_at_once: 0,
             masters,
             ops: Vec::new(),
             attempts: BTreeMap::new(),
             beliefs: Vec::new(),
+            greatest: BTreeMap::new(),
             quiet_since: BTreeMap::new(),
             releases: Vec::new(),
             failed: BTreeSet::new(),
@@ -162,10 +175,10 @@ impl World {
         &mut self,
         worker: usize,
         session: usize,
-        resource: Vec<u8>,
-        ttl_ms: u64,
+        request: &acquire::Request,
         bound: Nanos,
     ) -> usize {
+        let (resource, ttl_ms, fenced) = (request.resources[0].clone(), request.ttl_ms, request.fencing);
         let op = self.oracle.ops.len();
         let client = self.seats[session].client;
         let others = self.oracle.ops.iter_mut().filter(|other| other.is_running && other.resource == resource);
@@ -186,6 +199,7 @@ impl World {
             session,
             resource,
             ttl_ms,
+            fenced,
             began: self.now(),
             began_local: self.clients[client].clock.steady(),
             paused_before: self.clients[client].paused_in_all,
@@ -222,8 +236,10 @@ impl World {
 
     /// The engine wrote a command.
     pub fn note_written(&mut self, conn: usize, request: &Request) {
+        if let Some((resource, key, ttl_ms)) = taking(request) {
+            return self.note_set(conn, resource, key, ttl_ms);
+        }
         let key = match request[0].as_slice() {
-            b"SET" => return self.note_set(conn, request),
             b"DELIFEQ" => &request[2],
             b"DELEX" => &request[3],
             b"EVAL" | b"EVALSHA" if request[2] == b"1" => &request[4],
@@ -233,9 +249,8 @@ impl World {
         self.oracle.releases.push((conn, key.clone()));
     }
 
-    fn note_set(&mut self, conn: usize, request: &Request) {
-        let (resource, key, session) = (&request[1], &request[2], self.conns[conn].session);
-        let ttl_ms = std::str::from_utf8(&request[5]).unwrap().parse().unwrap();
+    fn note_set(&mut self, conn: usize, resource: &[u8], key: &[u8], ttl_ms: u64) {
+        let session = self.conns[conn].session;
         if !self.oracle.attempts.contains_key(key) {
             self.begin_attempt(self.oracle.owner(session, resource, ttl_ms), key);
         }
@@ -243,7 +258,7 @@ impl World {
         let attempt = self.oracle.attempts.get_mut(key).unwrap();
         attempt.conns.push(conn);
         let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.plan.is_crowded();
-        self.conns[conn].set.push(key.clone());
+        self.conns[conn].set.push(key.to_vec());
         if late {
             self.violation(Rule::TooLate, &format!("SET {} on connection {conn}", key.escape_ascii()));
         }
@@ -363,8 +378,21 @@ impl World {
             let what = format!("clients {} and {client} hold {}", rival.client, resource.escape_ascii());
             self.violation(Rule::TwoHolders, &what);
         }
+        self.check_token(op, &resource, held.token);
         let until = self.clients[client].clock.steady() + held.validity_ms * MS;
         self.oracle.beliefs.push(Belief { client, resource, key: key.clone(), until });
+    }
+
+    fn check_token(&mut self, op: usize, resource: &[u8], token: Option<Token>) {
+        let number = token.map(|token| token.number);
+        self.remember(&number);
+        self.oracle.tokens += u64::from(token.is_some());
+        self.oracle.tokens_at_once += u64::from(token.is_some_and(|token| token.at_once));
+        let last = self.oracle.greatest.get(resource).copied().unwrap_or(0);
+        if token.is_some() != self.oracle.ops[op].fenced || number.is_some_and(|number| number <= last) {
+            self.violation(Rule::TokenOrder, &format!("op {op}: {token:?} after {last}"));
+        }
+        self.oracle.greatest.insert(resource.to_vec(), last.max(number.unwrap_or(0)));
     }
 
     /// A lock was not granted.
@@ -431,7 +459,9 @@ impl World {
     fn check_at_once(&mut self, op: usize, granted: bool) {
         let entry = &self.oracle.ops[op];
         let longest = self.plan.longest_delay();
-        let round_trips = if entry.is_linked { 1 } else { 7 };
+        // A token may take another wait of the same length, and a second round with a script not sent before.
+        let for_token = if entry.fenced { 3 } else { 0 };
+        let round_trips = for_token + if entry.is_linked { 1 } else { 7 };
         let time_enough = entry.ttl_ms * MS / 2 > 16 * longest && self.plan.is_patient();
         if !self.is_calm() || entry.is_contended || !time_enough || self.plan.is_crowded() {
             return;

@@ -59,7 +59,7 @@ pub enum Fault {
     Stall { client: usize, master: usize, lasting: Nanos, reset: bool },
     /// A client stops: its kernel goes on.
     Pause { client: usize, lasting: Nanos },
-    /// Somebody sets a client's wall clock. The engine does not look at it.
+    /// Somebody sets a client's wall clock. The engine looks at it for nothing but the first token to propose.
     SetWallClock { client: usize, by: i64 },
     /// `SCRIPT FLUSH`.
     FlushScripts { master: usize },
@@ -86,6 +86,8 @@ pub struct Plan {
     pub room: usize,
     pub pushes: bool,
     pub resources: usize,
+    /// How many of the callers want a fencing token.
+    pub fenced: f64,
     pub ttl_ms: u64,
     pub tries: u64,
     pub retry_delay: Nanos,
@@ -116,6 +118,7 @@ impl Plan {
             room: if random.random_bool(0.1) { random.random_range(20..=200) } else { 1 << 16 },
             pushes: random.random_bool(0.2),
             resources: random.random_range(1..=2),
+            fenced: *[0.0, 0.5, 1.0, 1.0].choose(&mut random).unwrap(),
             ttl_ms,
             tries: log_uniform(&mut random, 1, 20),
             retry_delay: log_uniform(&mut random, 2, 200) * MS,

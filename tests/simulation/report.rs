@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use super::Bug;
-#[cfg(feature = "planted-bugs")]
 use super::oracle::Rule;
 use super::plan::{Broken, Plan};
 use super::runner::{self, Run, Seeds};
@@ -48,9 +47,11 @@ pub fn broken(seeds: Seeds) -> Vec<(Option<Broken>, Run)> {
 }
 
 pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
-    let mut table = "| assumption | seeds | with two holders |\n|---|---|---|\n".to_owned();
+    let mut table =
+        "| assumption | seeds | with two holders | with tokens out of order |\n|---|---|---|---|\n".to_owned();
     for ((_, name), (_, run)) in BROKEN.iter().zip(rows) {
-        writeln!(table, "| {name} | {} | {} |", run.seeds, run.two_holders()).unwrap();
+        let (two, tokens) = (run.two_holders(), run.count(Rule::TokenOrder));
+        writeln!(table, "| {name} | {} | {two} | {tokens} |", run.seeds).unwrap();
     }
     into_docs("broken", &table);
     table
@@ -60,7 +61,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 11] = [
+    const BUGS: [Bug; 13] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -72,6 +73,8 @@ mod planted_bugs {
         Bug::UnlockWithoutCompare,
         Bug::SilentGiveUp,
         Bug::LendAny,
+        Bug::AcceptEqual,
+        Bug::NoWriteBack,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

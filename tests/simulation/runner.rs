@@ -55,6 +55,8 @@ pub struct Run {
     pub events: u64,
     pub grants: u64,
     pub contended: u64,
+    pub tokens: u64,
+    pub tokens_at_once: u64,
     pub took: Duration,
     /// The seeds in which something was violated, with what.
     pub failures: BTreeMap<u64, BTreeMap<Rule, String>>,
@@ -81,6 +83,8 @@ impl Run {
         self.events += outcome.events;
         self.grants += outcome.grants;
         self.contended += outcome.contended;
+        self.tokens += outcome.tokens;
+        self.tokens_at_once += outcome.tokens_at_once;
         if !outcome.violations.is_empty() {
             self.failures.insert(seed, outcome.violations);
         }
@@ -91,6 +95,8 @@ impl Run {
         self.events += other.events;
         self.grants += other.grants;
         self.contended += other.contended;
+        self.tokens += other.tokens;
+        self.tokens_at_once += other.tokens_at_once;
         self.failures.extend(other.failures);
         self
     }
@@ -98,12 +104,13 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seeds, events, grants, contended, took, failures } = self;
+        let Self { seeds, events, grants, contended, tokens, tokens_at_once, took, failures } = self;
         let rate = *seeds as f64 / took.as_secs_f64();
         write!(f, "{seeds} seeds in {:.1} s ({rate:.0} seeds/s): ", took.as_secs_f64())?;
         write!(
             f,
-            "{grants} locks granted, {contended} of them contended, {events} events, {} seeds failed",
+            "{grants} locks granted, {contended} of them contended, {tokens} with a token, {tokens_at_once} of those at \
+             once, {events} events, {} seeds failed",
             failures.len()
         )
     }

@@ -16,6 +16,7 @@ use redlock::master::endpoint::{Address, Endpoint};
 use redlock::runtime::{Effects, Handle, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::fencing::EPOCH;
 use super::time::Clock;
 
 /// What the engine did in a turn, in its order; the world carries it out afterwards.
@@ -146,6 +147,7 @@ impl AsyncWrite for Near {
 pub struct Host {
     pub session: usize,
     pub clock: Arc<Clock>,
+    pub wall: Arc<Clock>,
     pub random: Mutex<StdRng>,
     pub room: usize,
     pub deeds: Arc<Mutex<Deeds>>,
@@ -160,6 +162,10 @@ impl EngineClock for Host {
 impl Effects for Host {
     fn fill_random(&self, bytes: &mut [u8]) {
         open(&self.random).fill_bytes(bytes);
+    }
+
+    fn since_epoch(&self) -> Duration {
+        Duration::from_nanos(EPOCH + self.wall.shown())
     }
 
     fn connect(&self, endpoint: &Endpoint, _: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

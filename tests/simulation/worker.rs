@@ -114,7 +114,7 @@ impl World {
         // The TTL tells the callers of one session apart, for a SET says nothing else of who wanted it.
         let ttl_ms = self.plan.ttl_ms / 4 * 4 + self.workers[worker].number as u64;
         let request = Request {
-            resources: vec![resource.clone()],
+            resources: vec![resource],
             ttl_ms,
             drift_ms: ttl_ms / 100 + 2,
             quorum: quorum::majority(self.nodes.len()),
@@ -123,9 +123,9 @@ impl World {
             timeout: None,
             script: Arc::default(),
             key: None,
-            fencing: false,
+            fencing: self.random.random_bool(self.plan.fenced),
         };
-        let op = self.begin_operation(worker, session, resource, ttl_ms, self.lock_bound(ttl_ms));
+        let op = self.begin_operation(worker, session, &request, self.lock_bound(ttl_ms));
         let (cancel, cancelled) = oneshot::channel();
         let result = self.seats[session]
             .session

@@ -78,6 +78,8 @@ impl Node {
 pub struct Client {
     pub plan: ClientPlan,
     pub clock: Arc<Clock>,
+    /// The wall clock: set right when the world begins, and set wrong later.
+    pub wall: Arc<Clock>,
     pub healths: Vec<(Arc<Endpoint>, Arc<Health>)>,
     pub idle: Vec<usize>,
     pub paused_until: Nanos,
@@ -103,6 +105,8 @@ pub struct Outcome {
     pub events: u64,
     pub grants: u64,
     pub contended: u64,
+    pub tokens: u64,
+    pub tokens_at_once: u64,
     pub trace: Vec<String>,
 }
 
@@ -180,9 +184,10 @@ impl World {
             (Arc::new(endpoint), Arc::new(health))
         });
         let (healths, clock) = (healths.collect(), Arc::new(Clock::new(&self.truth, plan.ppm, plan.zero)));
+        let wall = Arc::new(Clock::new(&self.truth, plan.ppm, SECOND));
         let (idle, workers) = (Vec::new(), plan.workers);
         let shared = plan.sharing == Sharing::Loop;
-        self.clients.push(Client { plan, clock, healths, idle, paused_until: 0, paused_in_all: 0, paused_at: 0 });
+        self.clients.push(Client { plan, clock, wall, healths, idle, paused_until: 0, paused_in_all: 0, paused_at: 0 });
         let session = shared.then(|| self.new_session(index));
         for number in 0..workers {
             self.add_worker(index, number, session);
@@ -203,6 +208,7 @@ impl World {
         let host = Host {
             session,
             clock: Arc::clone(&self.clients[client].clock),
+            wall: Arc::clone(&self.clients[client].wall),
             random: Mutex::new(StdRng::from_rng(&mut self.random)),
             room: self.plan.room,
             deeds: Arc::clone(&self.deeds),
@@ -270,6 +276,8 @@ impl World {
             events: self.events,
             grants: self.oracle.grants,
             contended: self.oracle.contended,
+            tokens: self.oracle.tokens,
+            tokens_at_once: self.oracle.tokens_at_once,
             violations: std::mem::take(&mut self.oracle.violations),
             trace: self.trace.take().unwrap_or_default(),
         }
@@ -360,6 +368,7 @@ impl World {
             Fault::Stall { client, master, lasting, reset } => self.stall(client, master, lasting, reset),
             Fault::Pause { client, lasting } => self.pause(client, lasting),
             Fault::SetWallClock { client, by } => {
+                self.clients[client].wall.step(by);
                 if steps_wall_clock(self.bug) {
                     self.set_wall_clock(client, by);
                 }
