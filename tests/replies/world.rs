@@ -108,6 +108,10 @@ impl Effects for World {
         self.state().random.fill_bytes(bytes);
     }
 
+    fn since_epoch(&self) -> Duration {
+        self.state().now.since_zero()
+    }
+
     fn connect(&self, endpoint: &Endpoint, _handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {
         let Address::Tcp { port, .. } = endpoint.address else { unreachable!("the world's masters have numbers") };
         let mut state = self.state();
