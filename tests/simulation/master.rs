@@ -6,7 +6,7 @@ use redlock::script::{UNLOCK, UnlockScript};
 
 use super::fencing::Script;
 use super::resp::{Protocol, Request, bulk, integer};
-use super::time::{Clock, MS};
+use super::time::{Clock, MS, Nanos, SECOND};
 
 /// What kind of server it is: that decides how a lock is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,9 @@ struct Stored {
     expires_at_ms: u64,
 }
 
+/// How long masters have been there when the world begins.
+const LONG: Nanos = 1_000_000 * SECOND;
+
 /// One master's data and manners. Whether it runs at all is the world's business.
 pub struct Master {
     pub kind: Kind,
@@ -61,6 +64,8 @@ pub struct Master {
     pub loading: bool,
     pub out_of_memory: bool,
     index: usize,
+    starts: usize,
+    started_at: Nanos,
     hash: Vec<u8>,
     store: BTreeMap<Vec<u8>, Stored>,
     /// What is cached, by its hash; none for the release.
@@ -72,13 +77,40 @@ impl Master {
         let hash = hash_of(UNLOCK.as_bytes());
         assert_eq!(UnlockScript::default(), UnlockScript::new(UNLOCK));
         let (store, scripts) = (BTreeMap::new(), BTreeMap::new());
-        Self { kind, clock, loading: false, out_of_memory: false, index, hash, store, scripts }
+        Self {
+            kind,
+            clock,
+            loading: false,
+            out_of_memory: false,
+            index,
+            starts: 0,
+            started_at: 0,
+            hash,
+            store,
+            scripts,
+        }
     }
 
     /// The key a resource is held with, if it is.
     pub fn holder(&self, resource: &[u8]) -> Option<&[u8]> {
         let stored = self.store.get(resource)?;
         (self.now_ms() < stored.expires_at_ms).then_some(&*stored.key)
+    }
+
+    /// Start anew.
+    pub fn restart(&mut self) {
+        self.starts += 1;
+        self.started_at = self.clock.shown();
+    }
+
+    fn uptime(&self) -> Nanos {
+        let before = if self.starts == 0 { LONG } else { 0 };
+        before + self.clock.shown().saturating_sub(self.started_at)
+    }
+
+    fn info_server(&self) -> String {
+        let (run, uptime) = (format!("{}-{}", self.index, self.starts), self.uptime() / SECOND);
+        format!("# Server\r\nrun_id:{run}\r\nuptime_in_seconds:{uptime}\r\n")
     }
 
     /// Lose all data, as a master without AOF does when it dies.
@@ -104,7 +136,9 @@ impl Master {
         match *words.as_slice() {
             [b"HELLO", ..] if self.kind == Kind::Redis5 => unknown("HELLO"),
             [b"HELLO", ref rest @ ..] => (self.hello(rest, protocol), Did::Other),
-            [b"INFO", b"server"] => (protocol.text(&format!("# Server\r\nrun_id:{}\r\n", self.index)), Did::Other),
+            [b"INFO", b"server"] => (protocol.text(&self.info_server()), Did::Other),
+            [b"INFO", b"persistence"] => (protocol.text("# Persistence\r\naof_enabled:0\r\n"), Did::Other),
+            [b"CONFIG", b"GET", b"appendfsync"] => (protocol.map(&[("appendfsync", "everysec")]), Did::Other),
             [b"SELECT" | b"CLIENT", ..] => (b"+OK\r\n".to_vec(), Did::Other),
             [b"SET", resource, key, b"NX", b"PX", ttl_ms] => self.set(resource, key, number(ttl_ms), *protocol),
             [b"TIME"] => (self.time(), Did::Other),

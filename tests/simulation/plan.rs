@@ -14,6 +14,8 @@ pub enum Broken {
     Forgets,
     /// Masters come back without their data, but only after the longest TTL.
     ForgetsLong,
+    /// Masters come back at once and without their data, and clients guard against that.
+    ForgetsGuarded,
     /// A master's clock jumps forward by an hour.
     ClockJumps,
     /// A client's clock runs 5 % slow, beyond what the drift allows for.
@@ -204,7 +206,9 @@ impl Plan {
             let at = random.random_range(0..self.end);
             let client = random.random_range(0..self.clients.len());
             self.faults.extend(match self.broken {
-                Some(Broken::Forgets) => Some((at, Fault::Kill { master, lasting: 5 * MS, forgets: true })),
+                Some(Broken::Forgets | Broken::ForgetsGuarded) => {
+                    Some((at, Fault::Kill { master, lasting: 5 * MS, forgets: true }))
+                }
                 Some(Broken::ForgetsLong) => Some((at, Fault::Kill { master, lasting: ttl + ttl / 50, forgets: true })),
                 Some(Broken::ClockJumps) => Some((at, Fault::ClockJump { master, by: 3600 * SECOND.cast_signed() })),
                 Some(Broken::ActsBlindly) => Some((at, Fault::Pause { client, lasting: ttl + ttl / 2 })),

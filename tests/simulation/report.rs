@@ -22,10 +22,11 @@ pub fn replay(seed: u64) {
 }
 
 /// Every assumption that can be broken, with its name in the table.
-const BROKEN: [(Option<Broken>, &str); 6] = [
+const BROKEN: [(Option<Broken>, &str); 7] = [
     (None, "none: masters that crash keep their data, clocks differ by less than 1 %"),
     (Some(Broken::Forgets), "a master that crashes keeps its data: it comes back at once without"),
     (Some(Broken::ForgetsLong), "the same, but it stays away for the longest TTL: the remedy"),
+    (Some(Broken::ForgetsGuarded), "the same as the first, but clients have `restart_guard`: the other remedy"),
     (Some(Broken::ClockJumps), "a master's clock does not jump: one is set forward by an hour"),
     (Some(Broken::ClockCrawls), "clocks differ by less than the drift: a client's is 5 % slow"),
     (Some(Broken::ActsBlindly), "a holder looks at its validity when it acts: one is stopped in between"),

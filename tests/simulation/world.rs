@@ -10,12 +10,13 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redlock::engine::Session;
 use redlock::master::endpoint::{Address, Endpoint};
+use redlock::master::guard::Guards;
 use redlock::master::health::{Health, Journal};
 
 use super::master::Master;
 use super::network::{Conn, Item};
 use super::oracle::{Oracle, Rule};
-use super::plan::{ClientPlan, Fault, Plan, Sharing};
+use super::plan::{Broken, ClientPlan, Fault, Plan, Sharing};
 use super::time::{Clock, MS, Nanos, SECOND};
 use super::wire::{Deeds, Host, open};
 use super::worker::Worker;
@@ -178,9 +179,11 @@ impl World {
     fn add_client(&mut self, index: usize) {
         let plan = self.plan.clients[index].clone();
         let journal = Arc::new(Journal::default());
+        let is_guarded = self.plan.broken == Some(Broken::ForgetsGuarded);
+        let guards = Arc::new(Guards::new(is_guarded, false, self.plan.ttl_ms));
         let healths = (0..self.nodes.len()).map(|master| {
             let endpoint = self.endpoint(master);
-            let health = Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::default());
+            let health = Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(&guards));
             (Arc::new(endpoint), Arc::new(health))
         });
         let (healths, clock) = (healths.collect(), Arc::new(Clock::new(&self.truth, plan.ppm, plan.zero)));
@@ -400,6 +403,7 @@ impl World {
             node.master.forget();
         }
         node.master.flush_scripts();
+        node.master.restart();
         node.master.loading = true;
         let (up, loaded) = (node.down_until, node.loading_until);
         self.drop_connections(master, powered);
