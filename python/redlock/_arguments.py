@@ -152,7 +152,7 @@ def _number(name: str, value: float) -> float:
         raise TypeError(message) from None
 
 
-def guards(restart_guard: bool | int, clock_guard: bool) -> Guards:  # noqa: FBT001 - checks what callers pass by name
+def guards(restart_guard: object, clock_guard: object) -> Guards:
     """What the engine guards masters against: the longest TTL in use in ms (0: what is asked for here) or ``None``.
 
     Raises:

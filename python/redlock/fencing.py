@@ -25,7 +25,8 @@ class StaleToken(Exception):  # noqa: N818 - what it is, not that it is one
 
     def __init__(self, token: int, greatest: int) -> None:
         super().__init__(token, greatest)
-        self.token, self.greatest = token, greatest
+        self.token: int = token
+        self.greatest: int = greatest
 
     def __str__(self) -> str:
         """Both tokens."""
@@ -43,8 +44,9 @@ class FencedResource(Generic[_Value]):
     """
 
     def __init__(self, value: _Value) -> None:
-        self._mutex = threading.Lock()
-        self._value, self._greatest = value, 0
+        self._mutex: threading.Lock = threading.Lock()
+        self._value: _Value = value
+        self._greatest: int = 0
 
     @property
     def value(self) -> _Value:
