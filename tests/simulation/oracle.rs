@@ -10,7 +10,7 @@ use redlock::quorum;
 use redlock::script::{Grant, Release};
 
 use super::master::Did;
-use super::network::taking;
+use super::network::{Conn, taking};
 use super::plan::Broken;
 use super::resp::Request;
 use super::time::{MS, Nanos, SECOND};
@@ -28,6 +28,8 @@ pub enum Rule {
     LeftBehind,
     /// A `SET` that came to nothing is followed by its release on the same connection.
     NotFollowed,
+    /// No release is sent on another connection than the `SET` that it undoes, while that has no answer.
+    Overtaken,
     /// No key outlives its TTL.
     Outlived,
     /// No operation outlives its deadline.
@@ -44,11 +46,12 @@ pub enum Rule {
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
         Self::NotFollowed,
+        Self::Overtaken,
         Self::Outlived,
         Self::Overdue,
         Self::TooLate,
@@ -245,8 +248,25 @@ impl World {
             b"EVAL" | b"EVALSHA" if request[2] == b"1" => &request[4],
             _ => return,
         };
+        self.check_overtaken(conn, key);
         self.conns[conn].released.push(key.clone());
         self.oracle.releases.push((conn, key.clone()));
+    }
+
+    fn check_overtaken(&mut self, conn: usize, key: &[u8]) {
+        let there = |here: &Conn| (here.client, here.master);
+        let slower = self.oracle.attempts.get(key).into_iter().flat_map(|attempt| &attempt.conns).find(|&&other| {
+            let here = &self.conns[other];
+            other != conn
+                && there(here) == there(&self.conns[conn])
+                && here.is_held
+                && !open(&here.wire).is_over()
+                && !here.answered.iter().chain(&here.released).any(|done| done == key)
+        });
+        if let Some(&other) = slower {
+            let what = format!("SET {} on connection {other}, by its release on {conn}", key.escape_ascii());
+            self.violation(Rule::Overtaken, &what);
+        }
     }
 
     fn note_set(&mut self, conn: usize, resource: &[u8], key: &[u8], ttl_ms: u64) {
@@ -516,9 +536,7 @@ impl World {
 
     /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.
     fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
-        let faulty = |conn: &super::network::Conn| {
-            conn.client == client && conn.master == master && conn.is_held && conn.is_faulty
-        };
+        let faulty = |conn: &Conn| conn.client == client && conn.master == master && conn.is_held && conn.is_faulty;
         let trouble = self.trouble[client][master];
         let undisturbed = trouble == 0 || trouble + SECOND < since;
         undisturbed && self.plan.is_patient() && !self.plan.is_crowded() && !self.conns.iter().any(faulty)
