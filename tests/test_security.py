@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redlock import Lock, Redlock
-from support.locks import TTL, nothing_left
+from support.locks import PROMPT, TTL, nothing_left
 from support.programs import Program
 from support.servers import ServerKind, wait_until
 from support.tls import TlsFront
@@ -319,6 +320,25 @@ def expected_denials(kind, rights):
     words = set(rights.split())
     asked = {"+info", "+time", "+eval"} | ({"+delifeq"} if kind is ServerKind.VALKEY91 else set())
     return {word[1:] for word in (asked | {"+evalsha"}) - words}
+
+
+@pytest.mark.every_kind
+def test_the_documented_rights_suffice_for_leases(masters, kind, said):
+    """To wait and be woken, to extend, to look; only Valkey's own way of releasing, a cheaper one, is refused."""
+    (rights,) = re.findall(r"ACL SETUSER leaser on >password ~lock:\* (.*)", DOCUMENT)
+    (server,) = masters(1)
+    dlm = rights_user(server, rights)
+    lease = dlm.acquire("lock:a", TTL)
+    with ThreadPoolExecutor(1) as waiting:
+        other = waiting.submit(dlm.acquire, "lock:a", TTL, timeout=PROMPT)
+        wait_until(lambda: server.info("tracking_total_keys") > 0)
+        lease.extend()
+        assert dlm.locked("lock:a")
+        lease.release()
+        other.result().release()
+    assert said() == ""
+    Redlock([url_of(server)], 1, restart_guard=True, clock_guard=True).lock("lock:b", TTL)
+    assert set(denied(server)) <= ({"delifeq"} if kind is ServerKind.VALKEY91 else set())
 
 
 @pytest.mark.every_kind
