@@ -14,6 +14,8 @@ from redlock._manager import Redlock
 from redlock._redlock import __version__
 
 __all__ = [
+    "AsyncLease",
+    "AsyncRedlock",
     "CannotObtainLock",
     "Histogram",
     "Lease",
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
     from redlock._lease import Lease
     from redlock._outcomes import Sighting
     from redlock._stats import Histogram, MasterStats, Stats
+    from redlock.aio import AsyncLease, AsyncRedlock
 else:
     # What not everybody needs, and where it is: imported when asked for, with the threads and types that it needs.
     _LATE = {
+        "AsyncLease": "aio",
+        "AsyncRedlock": "aio",
         "Histogram": "_stats",
         "Lease": "_lease",
         "MasterStats": "_stats",

@@ -41,7 +41,7 @@ _HONOURED = frozenset({
     "ssl_min_version",
 })  # fmt: skip
 # What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server.
-_REDIS_PYS_OWN = frozenset({
+REDIS_PYS_OWN = frozenset({
     "retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "socket_read_size", "parser_class",
     "decode_responses", "legacy_responses", "lib_name", "lib_version", "driver_info", "event_dispatcher",
     "maint_notifications_config", "maint_notifications_pool_handler", "maintenance_state",
@@ -70,18 +70,19 @@ class NotNativeError(Exception):
     """The engine cannot honour a setting."""
 
 
-def connect(items: Iterable[Item]) -> list[SupportsSetEval]:
+def connect(items: Iterable[S], make: Callable[[S], SupportsSetEval]) -> list[SupportsSetEval]:
     """One client per item; none of them connects.
 
     Args:
         items: URLs (str or bytes), mappings of ``redis.StrictRedis`` arguments, or clients, which stay the same
             objects.
+        make: the client of one item.
 
     Raises:
         Warning: an item cannot be used. The text is redis-py's where redis-py refused, less any password.
         TypeError: ``items`` is not iterable.
     """
-    return [_or_warning(_client, item, _secrets(item)) for item in items]
+    return [_or_warning(make, item, _secrets(item)) for item in items]
 
 
 def _or_warning(make: Callable[[S], T], source: S, secrets: set[str]) -> T:
@@ -115,7 +116,12 @@ def _scrubbed(text: str, secrets: set[str]) -> str:
     return text
 
 
-def _client(item: Item) -> SupportsSetEval:
+def client(item: Item) -> SupportsSetEval:
+    """The client for one item.
+
+    Raises:
+        Exception: whatever redis-py raises; a TypeError for what is none of the three.
+    """
     if isinstance(item, bytes):
         item = item.decode()
     if isinstance(item, str):
@@ -210,7 +216,7 @@ def endpoint(server: SupportsSetEval) -> Endpoint | None:
 def _is_honoured(name: str, value: object) -> bool:
     if name in _ONLY_AS:
         return value in _ONLY_AS[name]
-    return name in _HONOURED or name in _REDIS_PYS_OWN or not value
+    return name in _HONOURED or name in REDIS_PYS_OWN or not value
 
 
 def _read(connection: Connection) -> Endpoint:

@@ -91,7 +91,7 @@ class Redlock:
         from redlock import _connections  # noqa: PLC0415 - imports redis-py, which `import redlock` must not
 
         try:
-            self.servers = _connections.connect(connection_list)
+            self.servers = _connections.connect(connection_list, _connections.client)
             self._guards = guards(restart_guard, clock_guard)
             self._masters = _connections.Masters(self.servers, self._guards)
             self._masters.check_distinct()

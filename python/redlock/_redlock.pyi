@@ -4,11 +4,11 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 from redlock._types import Sighting
 
-__all__ = ["Endpoint", "Engine", "Held", "Operation", "__version__", "now"]
+__all__ = ["Endpoint", "Engine", "Held", "LoopSession", "Operation", "__version__", "now"]
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -96,8 +96,40 @@ class Engine:
             answered with an error or could not be reached, and how often it kept silent.
         """
 
+    def loop_session(self) -> LoopSession:
+        """A session for one event loop. It lives as long as the object; see there."""
+
     def write_log(self) -> None:
         """Log what was noticed of the masters since the last call."""
+
+@final
+class LoopSession:
+    """One connection to each master and any number of operations on them, for a caller that must not block.
+
+    Nothing goes on but in :meth:`turn`, which the caller has to call after :meth:`start` and :meth:`cancel`, when a
+    descriptor is ready, and when the time is over. In one thread at a time.
+
+    When the object ends, operations that have not ended are given up: releases of what they took are sent, though not
+    waited for.
+    """
+
+    def start(self, operation: Operation[Any]) -> int:
+        """Begin an operation; returns the number it is known by from now on."""
+
+    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None]:
+        """Go on with all that can go on, then log what was noticed.
+
+        Returns:
+            The operations that have ended, with their outcomes; ``(fd, read, write)`` for each descriptor that is to be
+            watched differently from now on, for neither if not at all, in this order; the seconds until the next turn
+            is due, if one is.
+        """
+
+    def cancel(self, operation: int) -> None:
+        """Give up an operation, if it can be given up and has not ended yet.
+
+        It ends once what it took is given back, or with what it took: then it was too late.
+        """
 
 @final
 class Operation(Generic[_T_co]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
+from redis.asyncio import Redis as AsyncRedis
+
 Encodable: TypeAlias = str | bytes | memoryview | int | float
 """What redis-py encodes: the type of a resource, and of a key."""
 
@@ -68,3 +70,6 @@ Reason: TypeAlias = Literal["expired", "taken over", "unavailable", "forked", "r
 
 Item: TypeAlias = str | bytes | Mapping[str, Any] | SupportsSetEval
 """A master, as a connection list has it."""
+
+AsyncItem: TypeAlias = Item | AsyncRedis
+"""The same for an asyncio manager."""

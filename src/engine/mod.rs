@@ -10,6 +10,7 @@ mod waiting;
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -176,6 +177,11 @@ impl Session {
     /// The caller turns away: until it is back, nothing can go on.
     pub fn leave(&self) {
         self.executor.leave();
+    }
+
+    /// The caller was not there for so long, though it had not said that it would leave.
+    pub fn was_left_alone(&self, absent: Duration) {
+        self.executor.was_left_alone(absent);
     }
 
     /// What everything is waiting for.

@@ -57,6 +57,12 @@ impl Pool {
         result
     }
 
+    /// A session that is the caller's alone, for as long as it likes.
+    #[must_use]
+    pub fn new_session(&self) -> Session {
+        self.current().new_session()
+    }
+
     /// What there is to log, in this process.
     #[must_use]
     pub fn journal(&self) -> &Journal {

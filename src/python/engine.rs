@@ -10,6 +10,7 @@ use crate::host::pool::Pool;
 use crate::master::guard::Guards;
 use crate::master::health::Summary;
 use crate::python::endpoint::Endpoint;
+use crate::python::event_loop::LoopSession;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
 use crate::python::waiting;
@@ -57,15 +58,21 @@ impl Engine {
         Err(reason)
     }
 
+<<<<<<< HEAD
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
     fn health(&self) -> Vec<(Option<String>, u64, u64)> {
         let facts =
             |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
         self.pool.summaries().into_iter().map(facts).collect()
+=======
+    fn loop_session(this: Bound<'_, Self>) -> LoopSession {
+        let session = this.get().pool.new_session();
+        LoopSession::new(this.unbind(), session)
+>>>>>>> d2b492f (Wait for the masters with an event loop's own means)
     }
 
     /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.
-    fn write_log(&self, py: Python<'_>) {
+    pub(super) fn write_log(&self, py: Python<'_>) {
         for (level, message) in self.pool.journal().take() {
             if let Err(error) = self.log.call1(py, (level as i32, message)) {
                 error.write_unraisable(py, Some(self.log.bind(py)));

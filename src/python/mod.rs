@@ -2,6 +2,7 @@
 
 mod endpoint;
 mod engine;
+mod event_loop;
 mod operation;
 mod outcome;
 mod waiting;
@@ -16,6 +17,8 @@ mod _redlock {
     use super::endpoint::Endpoint;
     #[pymodule_export]
     use super::engine::Engine;
+    #[pymodule_export]
+    use super::event_loop::LoopSession;
     #[pymodule_export]
     use super::operation::Operation;
     #[pymodule_export]

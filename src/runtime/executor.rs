@@ -230,6 +230,11 @@ impl Executor {
         locked(&self.handle.0.attention).left_at = Some(self.handle.now());
     }
 
+    /// Nobody drove the executor for so long, without notice.
+    pub fn was_left_alone(&self, absent: Duration) {
+        locked(&self.handle.0.attention).unattended += absent;
+    }
+
     /// What the stalled tasks wait for.
     #[must_use]
     pub fn wait(&self) -> Wait {

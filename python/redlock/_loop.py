@@ -1,0 +1,176 @@
+"""The asyncio host: one engine session per event loop, waited for by the loop itself. No threads, if the loop can."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from redlock._watching import WatchingThread
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redlock._redlock import Engine, LoopSession, Operation
+
+    GiveBack = Callable[[T], Operation[Any] | None]
+
+# Seconds that a cancelled caller waits for what it took to be given back. Well masters take a round trip; the engine
+# itself gives up the others sooner than this.
+GRACE = 1.0
+
+
+class LoopHost:
+    """Waits for the engine's sockets and deadlines with one loop's readers, writers and timers.
+
+    The loop owns it: it lives as long as a reader, a timer or a task of the loop refers to it. When the loop is closed
+    none does, and the connections end with it.
+    """
+
+    def __init__(self, session: LoopSession) -> None:
+        self._session = session
+        self._calls: dict[int, _Call[Any]] = {}
+        self._due: float | None = None  # not the timer: that would keep the loop alive
+        self._thread: WatchingThread | None = None
+
+    async def run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
+        """Run an operation to its end and return its outcome.
+
+        A caller that is cancelled leaves nothing behind. It waits for that, for :data:`GRACE` at most; cancelled once
+        more it leaves at once, and the rest is done behind its back.
+
+        Args:
+            operation: what to do.
+            give_back: what undoes the outcome that a cancelled caller does not see, if anything does.
+
+        Raises:
+            asyncio.CancelledError: the calling task was cancelled.
+        """
+        call = _Call(self, give_back)
+        number = self.start(operation, call)
+        try:
+            return await call.outcome
+        except asyncio.CancelledError:
+            if call.outcome.cancelled():
+                self._session.cancel(number)
+                self._turn()
+            else:  # cancelled when the outcome was there and the task had not gone on yet
+                call.orphan(call.outcome.result())
+            await asyncio.wait((call.over,), timeout=GRACE)
+            raise
+
+    def start(self, operation: Operation[Any], call: _Call[Any]) -> int:
+        """Begin an operation that tells ``call`` its outcome; returns its number."""
+        number = self._session.start(operation)
+        self._calls[number] = call
+        self._turn()
+        return number
+
+    def _turn(self) -> None:
+        """Let the engine go on, with what has come and what is due."""
+        finished, changes, pause = self._session.turn()
+        for fd, read, write in changes:
+            self._watch(fd, read, write)
+        if pause is not None:
+            self._wake_in(pause)
+        for number, outcome in finished:
+            self._calls.pop(number).finish(outcome)
+
+    def _watch(self, fd: int, read: bool, write: bool) -> None:  # noqa: FBT001 - as the engine says it
+        if self._thread is None:
+            try:
+                _watch_by_loop(fd, self._turn if read else None, self._turn if write else None)
+            except NotImplementedError:
+                self._thread = WatchingThread(self._turn)
+        if self._thread:
+            self._thread.watch(fd, read, write)
+
+    def _wake_in(self, pause: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + pause
+        # A timer that goes off too early costs one turn; setting it anew for each operation would cost more.
+        if self._due is None or due < self._due:
+            self._due = due
+            loop.call_at(due, self._on_timer, due)
+
+    def _on_timer(self, due: float) -> None:
+        if due == self._due:
+            self._due = None
+            self._turn()
+
+
+def _watch_by_loop(fd: int, on_readable: Callable[[], None] | None, on_writable: Callable[[], None] | None) -> None:
+    loop = asyncio.get_running_loop()
+    if on_readable:
+        loop.add_reader(fd, on_readable)
+    else:
+        loop.remove_reader(fd)
+    if on_writable:
+        loop.add_writer(fd, on_writable)
+    else:
+        loop.remove_writer(fd)
+
+
+class _Call(Generic[T]):
+    """An operation in progress, and who waits for it.
+
+    Attributes:
+        outcome: for the caller.
+        over: done when a cancelled caller has nothing left behind.
+    """
+
+    __slots__ = ("_give_back", "_host", "outcome", "over")
+
+    def __init__(self, host: LoopHost, give_back: GiveBack[T] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[T] = loop.create_future()
+        self.over: asyncio.Future[None] = loop.create_future()
+        self._host = host
+        self._give_back = give_back
+
+    def finish(self, outcome: T) -> None:
+        """The operation has ended."""
+        if self.outcome.done():
+            self.orphan(outcome)
+        else:
+            self.outcome.set_result(outcome)
+
+    def orphan(self, outcome: T) -> None:
+        """Nobody is there to see the outcome: give back what it took."""
+        give_back, self._give_back = self._give_back, None
+        operation = give_back(outcome) if give_back else None
+        if operation:
+            self._host.start(operation, self)
+        elif not self.over.done():
+            self.over.set_result(None)
+
+
+class LoopHosts:
+    """The hosts of one manager: one for each event loop that it is used in."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, ref[LoopHost]] = WeakKeyDictionary()
+
+    def current(self) -> LoopHost:
+        """The running loop's. A forked child gets new ones, for it must not touch its parent's connections.
+
+        Raises:
+            RuntimeError: no loop is running.
+        """
+        loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._forget()
+        known = self._hosts.get(loop)
+        host = known() if known else None
+        if host is None:
+            host = LoopHost(self._engine.loop_session())
+            self._hosts[loop] = ref(host)
+        return host
