@@ -8,145 +8,33 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from redlock import _outcomes
-from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
+from redlock._arguments import encode
 from redlock._keeper import Keeper
 from redlock._lease import Lease
-from redlock._lock import Lock, LockContended, LockLost
+from redlock._lock import Lock, LockLost
 from redlock._objects import attempts
 from redlock._redlock import Operation, now
+from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from redlock._counters import Counters
     from redlock._manager import Redlock
     from redlock._redlock import Engine
     from redlock._types import Encodable, HeldLike, Resource, SupportsUnlock
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How hard to try; see :meth:`Redlock.acquire`."""
-
-    tries: int
-    delay: float
-    timeout: float | None
-
-    @classmethod
-    def of(cls, manager: Redlock, timeout: float | None, retry_count: float | None, retry_delay: float | None) -> Pace:
-        """As the caller wants it, and otherwise without end, at the manager's pace.
-
-        Raises:
-            TypeError: not a number.
-            ValueError: negative, or no try at all.
-        """
-        tries = MAX_TRIES if retry_count is None else whole_tries(retry_count)
-        if tries < 1:
-            message = f"retry_count must be at least 1, not {retry_count!r}"
-            raise ValueError(message)
-        delay = seconds(manager.retry_delay if retry_delay is None else retry_delay)
-        timeout = None if timeout is None else seconds(timeout, "timeout")
-        # Without any time, not even one round could be finished.
-        return cls(1, delay, None) if timeout == 0 else cls(tries, delay, timeout)
-
-    def is_waited_out(self, waited: float) -> bool:
-        """Whether the timeout was what ended a call that waited so many seconds."""
-        return bool(self.timeout) and (self.tries == MAX_TRIES or waited >= (self.timeout or 0.0))
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """How a lease is kept; see :meth:`Redlock.acquire`.
-
-    Raises:
-        ValueError: ``max_hold`` or ``on_lost`` without ``auto_extend``.
-    """
-
-    auto_extend: bool
-    max_hold: float | None
-    on_lost: Callable[[Any], object] | None
-
-    def __post_init__(self) -> None:
-        if not self.auto_extend and (self.max_hold is not None or self.on_lost is not None):
-            message = "max_hold and on_lost are for leases that are kept: they need auto_extend=True"
-            raise ValueError(message)
-        if self.max_hold is not None:
-            seconds(self.max_hold, "max_hold")
-
-
-def listed(resource: Resource) -> Sequence[Encodable]:
-    """The names that a caller means: one, or each of a sequence.
-
-    Raises:
-        ValueError: none, or one twice; or not encodable.
-        TypeError: of a type that cannot be sent.
-    """
-    if isinstance(resource, bytearray):
-        check_type("resource", resource)  # which it is not, and no sequence of names either
-    if not isinstance(resource, Sequence) or isinstance(resource, (str, bytes, memoryview)):
-        return (resource,)
-    names = [encode("resource", each) for each in resource]
-    if not names:
-        message = "resource: expected at least one name"
-        raise ValueError(message)
-    if len(set(names)) < len(names):
-        message = f"resource: a name stands there twice: {resource!r:.200}"
-        raise ValueError(message)
-    return tuple(resource)
-
-
-class Operations:
+class Operations(Terms["Redlock"]):
     """What one lease needs of its manager, for the names it is for."""
-
-    def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
-        self._manager = manager
-        self._resources = resources
-
-    @property
-    def quorum(self) -> int:
-        """How many masters must agree."""
-        return self._manager.quorum
-
-    @property
-    def counters(self) -> Counters:
-        """The manager's."""
-        return self._manager._count()  # noqa: SLF001 - this module is a part of the manager
 
     @property
     def keeper(self) -> Keeper:
         """The manager's in this process: a forked child has no threads of its parent."""
         keepers: dict[int, Keeper] = vars(self._manager).setdefault("_keepers", {})
         return keepers.get(os.getpid()) or keepers.setdefault(os.getpid(), Keeper())
-
-    def named(self, votes: Sequence[str]) -> list[tuple[str, str]]:
-        """What masters said, with their names."""
-        return list(zip(self._manager._names(), votes, strict=False))  # noqa: SLF001
-
-    def checked(self, ttl: int) -> int:
-        """A ttl that leaves some validity.
-
-        Raises:
-            ValueError: it does not, or is no int.
-            TypeError: not a number.
-        """
-        check_ttl(ttl)
-        drift = self._drift(ttl)
-        if ttl <= drift:
-            message = f"ttl must leave some validity; of {ttl} ms, {drift} are for the clocks' drift"
-            raise ValueError(message)
-        return ttl
-
-    def _drift(self, ttl: int) -> int:
-        return drift_ms(ttl, self._manager.clock_drift_factor)
-
-    def _names(self) -> list[bytes]:
-        return [encode("resource", each) for each in self._resources]
 
     # -- what asks the masters ----------------------------------------------------------------------------------------
 
@@ -213,12 +101,6 @@ class Operations:
             said = self._manager._release_all(self._resources, key)  # noqa: SLF001
         return said.count("absent") <= len(said) - self.quorum
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = now()
-        yield
-        self.counters.round_trip.add(now() - start)
-
 
 def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:
     """:meth:`Redlock.acquire`."""
@@ -228,16 +110,8 @@ def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping:
 
         _objects.check_own_names(manager, "extend")
     ttl, start = operations.checked(ttl), now()
-    held = operations.acquire(ttl, pace)
-    waited = now() - start
-    counters = operations.counters
-    if isinstance(held, list):
-        error = _outcomes.refusal(
-            resource, operations.named(held), manager.quorum, waited_out=pace.is_waited_out(waited)
-        )
-        counters.refused(contended=isinstance(error, LockContended))
-        raise error
-    counters.granted(waited)
+    outcome = operations.acquire(ttl, pace)
+    held = operations.decided(resource, outcome, pace, now() - start)
     return _kept(Lease(operations, resource, ttl, held, keeping.on_lost), operations, keeping)
 
 

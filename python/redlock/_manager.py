@@ -193,10 +193,10 @@ class Redlock:
                 that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
             NotImplementedError: ``auto_extend`` where :meth:`extend` is not possible.
         """
-        from redlock import _leasing  # noqa: PLC0415 - needs threads, which `import redlock` does not
+        from redlock import _leasing, _terms  # noqa: PLC0415 - they need threads, which `import redlock` does not
 
-        pace = _leasing.Pace.of(self, timeout, retry_count, retry_delay)
-        keeping = _leasing.Keeping(auto_extend, max_hold, on_lost)
+        pace = _terms.Pace.of(self, timeout, retry_count, retry_delay)
+        keeping = _terms.Keeping(auto_extend, max_hold, on_lost)
         if self._watch is None:
             return _leasing.acquire(self, resource, ttl, pace, keeping)
         with self._watch(resource, ttl):

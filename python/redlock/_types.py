@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from redis.asyncio import Redis as AsyncRedis
+
+if TYPE_CHECKING:
+    from redlock._counters import Counters
 
 Encodable: TypeAlias = str | bytes | memoryview | int | float
 """What redis-py encodes: the type of a resource, and of a key."""
@@ -57,6 +60,25 @@ class HeldLike(Protocol):
     @property
     def votes(self) -> Sequence[str]:
         """What each master had said when it was decided."""
+
+
+class Manager(Protocol):
+    """What both managers have, and leases need of them."""
+
+    @property
+    def quorum(self) -> int:
+        """How many masters must agree."""
+
+    @property
+    def retry_delay(self) -> float:
+        """The longest pause between two tries, in seconds."""
+
+    @property
+    def clock_drift_factor(self) -> float:
+        """The fraction of a ttl by which clocks may have drifted apart."""
+
+    def _count(self) -> Counters: ...
+    def _names(self) -> Sequence[str]: ...
 
 
 Resource: TypeAlias = Encodable | Sequence[Encodable]
