@@ -398,16 +398,10 @@ class Redlock:
         names = [encode("resource", each) for each in resources]
         said = engine.run(Operation.release(names, encode("key", key), self._script()))
         if not _DONE.issuperset(said):
-            self._report(resources, said)
+            from redlock._outcomes import log_failures  # noqa: PLC0415
+
+            log_failures(resources, self._names(), said)
         return said
-
-    def _report(self, resources: Sequence[Encodable], said: list[str]) -> None:
-        from redlock._connections import logger  # noqa: PLC0415
-
-        resource = ", ".join(map(str, resources))
-        for name, outcome in zip(self._names(), said, strict=False):
-            if outcome not in _DONE:
-                logger.error("Error unlocking resource %s in server %s: %s", resource, name, outcome)
 
     def _count(self) -> Counters:
         """Where to count; made late, for some make managers without calling `__init__`."""

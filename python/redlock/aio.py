@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from redlock import _async_clients
+from redlock import _async_clients, _async_leasing
 from redlock._arguments import check_ttl, drift_ms, encode, seconds, whole_tries
-from redlock._connections import logger
-from redlock._lock import CannotObtainLock, Lock
+from redlock._async_lease import AsyncLease
+from redlock._async_leasing import Acquisition, AsyncOperations
+from redlock._counters import Counters
+from redlock._lock import CannotObtainLock, Lock, LockLost
 from redlock._loop import LoopHosts
 from redlock._manager import UNLOCK_SCRIPT
+from redlock._outcomes import Sighting, is_locked, is_outage, sightings
 from redlock._redlock import Held, Operation
+from redlock._stats import Stats, snapshot
+from redlock._terms import Keeping, Pace
+
+__all__ = ["AsyncLease", "AsyncRedlock"]
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Coroutine
+    from typing import ParamSpec
 
-    from redlock._types import AsyncItem, Encodable, SupportsUnlock
+    from redlock._loop import GiveBack
+    from redlock._types import AsyncItem, Encodable, Resource, SupportsUnlock
 
-_DONE = frozenset(("released", "absent"))
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    T = TypeVar("T")
 
 
 class AsyncRedlock:
@@ -67,15 +78,17 @@ class AsyncRedlock:
         if masters.engine is None:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
-        self._names = masters.names
+        self._engine = masters.engine
         self._hosts = LoopHosts(masters.engine)
+        self._master_names = masters.names
+        self._counters = Counters()
         self.quorum = len(masters.names) // 2 + 1
         self.retry_count = retry_count or self.default_retry_count
         self.retry_delay = retry_delay or self.default_retry_delay
 
     def __repr__(self) -> str:
         """How many masters; not which, for clients show passwords."""
-        return f"<{type(self).__name__} over {len(self._names)} masters, quorum {self.quorum}>"
+        return f"<{type(self).__name__} over {len(self._master_names)} masters, quorum {self.quorum}>"
 
     async def lock(self, resource: Encodable, ttl: int) -> Lock | Literal[False]:
         """Acquire ``resource`` for ``ttl`` milliseconds, trying ``retry_count`` times.
@@ -90,20 +103,17 @@ class AsyncRedlock:
             ValueError: a ttl that is no int, or a resource too long or not encodable.
         """
         check_ttl(ttl)
-        drift = drift_ms(ttl, self.clock_drift_factor)
-        tries = whole_tries(self.retry_count) if ttl > drift else 0
-        delay = seconds(self.retry_delay)
-        names = [encode("resource", resource)]
-        if tries < 1:
+        pace = Pace(whole_tries(self.retry_count), seconds(self.retry_delay), None)
+        operations = AsyncOperations(self, (resource,))
+        if ttl <= drift_ms(ttl, self.clock_drift_factor) or pace.tries < 1:
+            encode("resource", resource)
             return False
-        script = self._script()
-        operation = Operation.acquire(names, ttl, self.quorum, drift, tries, delay, unlock_script=script)
-
-        def give_back(outcome: object) -> Operation[Any] | None:
-            return Operation.release(names, outcome.key, script) if isinstance(outcome, Held) else None
-
-        outcome = await self._hosts.current().run(operation, give_back)
-        return Lock(outcome.validity_ms, resource, outcome.key) if isinstance(outcome, Held) else False
+        outcome = await operations.acquire(ttl, pace)
+        if isinstance(outcome, Held):
+            self._counters.acquired += 1
+            return Lock(outcome.validity_ms, resource, outcome.key)
+        self._counters.refused(contended=not is_outage(outcome, self.quorum))
+        return False
 
     async def unlock(self, lock: SupportsUnlock) -> None:
         """Release a lock on every master; harmless when it has expired or is another's.
@@ -111,20 +121,159 @@ class AsyncRedlock:
         Cancelled, it releases all the same. Masters' errors are logged.
 
         Args:
-            lock: what :meth:`lock` returned, or anything else with its ``resource`` and ``key``.
+            lock: what :meth:`lock` returned, or anything else with its ``resource`` and ``key``; a lease, too.
 
         Raises:
             AttributeError: it has no resource or key, as ``False`` has not.
             TypeError: a resource or key of a type that cannot be sent.
         """
-        names, key = [encode("resource", lock.resource)], encode("key", lock.key)
-        said = await self._hosts.current().run(Operation.release(names, key, self._script()))
-        for name, outcome in zip(self._names, said, strict=True):
-            if outcome not in _DONE:
-                logger.error("Error unlocking resource %s in server %s: %s", lock.resource, name, outcome)
+        if isinstance(lock, AsyncLease):
+            await lock.release()
+            return
+        said = await AsyncOperations(self, (lock.resource,)).release_all(lock.key)
+        self._counters.released += "released" in said
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def acquire(  # noqa: PLR0913 - all but two have names and defaults
+        self,
+        resource: Resource,
+        ttl: int,
+        *,
+        timeout: float | None = None,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        auto_extend: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[AsyncLease], object] | None = None,
+    ) -> Acquisition:
+        """Acquire ``resource``, waiting for it, as a lease.
+
+        ``async with manager.acquire(...) as lease`` holds it for a block. When the lease is lost, because it has
+        expired or for another reason, the block is cancelled, and :class:`LockLost` raised at its end.
+        ``lease = await manager.acquire(...)`` leaves it to the caller to watch :attr:`AsyncLease.lost` and to release.
+
+        Args:
+            resource: the name, as in :meth:`lock`; or a list or tuple of names to be held together, with one key: all
+                or none.
+            ttl: how long the masters keep it from each extension on, in milliseconds.
+            timeout: seconds to wait at most; ``None`` waits for ever, 0 tries once.
+            retry_count: how often to try; ``None``: as often as the timeout allows, whatever the manager's is.
+            retry_delay: the longest pause between two tries, in seconds; ``None``: the manager's.
+            auto_extend: extend it at each third of the TTL until it is released.
+            max_hold: seconds after which it is extended no more, so that a holder that hangs does not keep it for
+                ever; ``None``: no bound.
+            on_lost: called once with the lease when it is lost: before its validity ends, if the loop is not busy. May
+                be async.
+
+        Raises:
+            LockContended: when awaited or entered: others hold it, as long as was to be waited, or in as many tries.
+            QuorumUnavailable: the same: no quorum of masters answered in the last round.
+            TypeError: a resource, ttl or time of a type that cannot be used.
+            ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
+                that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
+        """
+        pace = Pace.of(self, timeout, retry_count, retry_delay)
+        keeping = Keeping(auto_extend, max_hold, on_lost)
+        return Acquisition(_async_leasing.acquire(self, resource, ttl, pace, keeping))
+
+    async def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
+        """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.
+
+        Args:
+            lock: what :meth:`lock` returned, here or in another process, or anything else with its ``resource`` and
+                ``key``.
+            ttl: milliseconds.
+
+        Returns:
+            The lock with its new validity; ``False`` if no quorum of masters has it any more, or answered: then it
+            is as it was before.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource, key or ttl of a type that cannot be sent.
+            ValueError: a ttl that leaves no validity.
+        """
+        if isinstance(lock, AsyncLease):
+            try:
+                await lock.extend(ttl)
+            except LockLost:
+                return False
+            return Lock(lock.validity, lock.resource, lock.key)
+        operations = AsyncOperations(self, (lock.resource,))
+        outcome = await operations.extend(lock.key, operations.checked(ttl), None)
+        return Lock(outcome.validity_ms, lock.resource, lock.key) if isinstance(outcome, Held) else False
+
+    async def locked(self, resource: Encodable) -> bool:
+        """Whether somebody holds ``resource`` on a quorum of masters.
+
+        It may have changed by the time this returns.
+
+        Raises:
+            QuorumUnavailable: too few masters answered to tell.
+            TypeError: a resource of a type that cannot be sent.
+        """
+        return is_locked(resource, await self.inspect(resource), self.quorum)
+
+    async def inspect(self, resource: Encodable) -> list[Sighting]:
+        """What each master has under the name of ``resource``: a digest of the holder's key, and for how long.
+
+        Raises:
+            TypeError: a resource of a type that cannot be sent.
+        """
+        found = await self._run(Operation.inspect(encode("resource", resource)))
+        return sightings(self._names(), found)
+
+    def synchronized(  # noqa: PLR0913 - as above
+        self,
+        name: Resource | Callable[..., Resource],
+        ttl: int,
+        *,
+        timeout: float | None = None,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        auto_extend: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[AsyncLease], object] | None = None,
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+        """Decorate an async function so that each call holds a lease, and is cancelled when that is lost.
+
+        Args:
+            name: the resource, or a function that makes it from the arguments of each call.
+            ttl: this and all others as in :meth:`acquire`, for each call.
+            timeout: see there.
+            retry_count: see there.
+            retry_delay: see there.
+            auto_extend: see there.
+            max_hold: see there.
+            on_lost: see there.
+
+        Raises:
+            TypeError: when it decorates: not an async function; ``Redlock`` has the same for others.
+        """
+        keeping = {"auto_extend": auto_extend, "max_hold": max_hold, "on_lost": on_lost}
+        pace = {"timeout": timeout, "retry_count": retry_count, "retry_delay": retry_delay}
+        return _async_leasing.synchronized(self, name, ttl, {**pace, **keeping})
+
+    def stats(self) -> Stats:
+        """What this manager has done so far, and how its masters fare."""
+        return snapshot(self._counters, zip(self._names(), self._engine.health(), strict=True))
+
+    # -- what its leases need ------------------------------------------------------------------------------------------
+
+    async def _run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
+        return await self._hosts.current().run(operation, give_back)
 
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
 
+    def _count(self) -> Counters:
+        return self._counters
 
-AsyncRedlock.__module__ = "redlock"  # where it is imported from: in tracebacks and logs
+    def _names(self) -> list[str]:
+        return self._master_names
+
+
+for _public in (AsyncLease, AsyncRedlock):
+    _public.__module__ = "redlock"  # where it is imported from: in tracebacks and logs
+del _public

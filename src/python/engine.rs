@@ -58,17 +58,16 @@ impl Engine {
         Err(reason)
     }
 
-<<<<<<< HEAD
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
     fn health(&self) -> Vec<(Option<String>, u64, u64)> {
         let facts =
             |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
         self.pool.summaries().into_iter().map(facts).collect()
-=======
+    }
+
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
         let session = this.get().pool.new_session();
         LoopSession::new(this.unbind(), session)
->>>>>>> d2b492f (Wait for the masters with an event loop's own means)
     }
 
     /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.

@@ -1,0 +1,123 @@
+"""What :class:`~redlock.AsyncRedlock` does with locks and leases, over the engine."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from redlock._arguments import encode
+from redlock._async_lease import AsyncLease
+from redlock._outcomes import log_failures
+from redlock._redlock import Held, Operation, now
+from redlock._terms import Keeping, Pace, Terms, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+    from types import TracebackType
+
+    from redlock._types import Encodable, Resource
+    from redlock.aio import AsyncRedlock
+
+
+class AsyncOperations(Terms["AsyncRedlock"]):
+    """What one lease, or one lock, needs of its manager."""
+
+    async def acquire(self, ttl: int, pace: Pace) -> Held | list[str]:
+        """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
+        names, script = self._names(), self._manager._script()  # noqa: SLF001 - this module is a part of the manager
+        terms = ttl, self.quorum, self._drift(ttl)
+
+        def give_back(outcome: Held | list[str]) -> Operation[list[str]] | None:
+            return Operation.release(names, outcome.key, script) if isinstance(outcome, Held) else None
+
+        operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script)
+        return await self._manager._run(operation, give_back)  # noqa: SLF001
+
+    async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[str]:
+        """Set the time to live anew, once.
+
+        Args:
+            key: of the lease.
+            ttl: milliseconds.
+            until: when validity ends, as far as it is known: masters that have lost the key are given it again before.
+
+        Returns:
+            What is held now, or what each master said.
+        """
+        terms = ttl, self.quorum, self._drift(ttl), until
+        operation = Operation.extend(self._names(), encode("key", key), *terms)
+        with self._timed():
+            outcome = await self._manager._run(operation)  # noqa: SLF001
+        self.counters.extended += isinstance(outcome, Held)
+        return outcome
+
+    async def release(self, key: Encodable) -> bool:
+        """Release on every master; errors are logged.
+
+        Returns:
+            Whether so many may have had it that it was held.
+        """
+        said = await self.release_all(key)
+        return said.count("absent") <= len(said) - self.quorum
+
+    async def release_all(self, key: Encodable) -> list[str]:
+        """Release on every master; errors are logged. What each said."""
+        operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001
+        with self._timed():
+            said = await self._manager._run(operation)  # noqa: SLF001
+        log_failures(self._resources, self._manager._names(), said)  # noqa: SLF001
+        return said
+
+
+class Acquisition:
+    """A call of :meth:`AsyncRedlock.acquire`: to be awaited, or entered by ``async with``; once."""
+
+    def __init__(self, acquiring: Coroutine[Any, Any, AsyncLease]) -> None:
+        self._acquiring = acquiring
+        self._lease: AsyncLease | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncLease]:
+        return self._acquiring.__await__()
+
+    async def __aenter__(self) -> AsyncLease:
+        self._lease = await self._acquiring
+        return await self._lease.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lease:
+            await self._lease.__aexit__(kind, error, trace)
+
+
+async def acquire(manager: AsyncRedlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> AsyncLease:
+    """:meth:`AsyncRedlock.acquire`, awaited."""
+    operations = AsyncOperations(manager, listed(resource))
+    ttl, start = operations.checked(ttl), now()
+    outcome = await operations.acquire(ttl, pace)
+    held = operations.decided(resource, outcome, pace, now() - start)
+    lease = AsyncLease(operations, resource, ttl, held, keeping.on_lost)
+    if keeping.auto_extend:
+        lease._watch(keeping.max_hold)  # noqa: SLF001
+    return lease
+
+
+def synchronized(
+    manager: AsyncRedlock, name: Resource | Callable[..., Resource], ttl: int, terms: dict[str, Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """:meth:`AsyncRedlock.synchronized`; ``terms`` are the other arguments of :meth:`AsyncRedlock.acquire`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        if not inspect.iscoroutinefunction(function):
+            message = f"{function!r} is no async function: use Redlock.synchronized for one that runs when it is called"
+            raise TypeError(message)
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            async with manager.acquire(name(*args, **kwargs) if callable(name) else name, ttl, **terms):
+                return await function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
