@@ -22,17 +22,12 @@ import redis.asyncio
 
 import redlock
 from redlock import AsyncRedlock, CannotObtainLock, Lock
-from support.locks import TTL, held, is_held, manager, nothing_left
+from support.locks import TTL, amanager, awarm, held, is_held, manager, nothing_left
 from support.loops import KINDS, Turns, new_loop, run
 from support.programs import Program
 from support.programs import run as run_program
 from support.proxy import Mode
 from support.servers import wait_until
-
-
-def amanager(places, retry_count=3, retry_delay=0.02):
-    """An asyncio manager of these masters, with short pauses."""
-    return AsyncRedlock([place.url for place in places], retry_count, retry_delay)
 
 
 @pytest.fixture(params=KINDS)
@@ -49,18 +44,6 @@ async def lock_and_unlock(adlm, resource="r"):
     return lock
 
 
-async def warm(adlm, servers):
-    """Lock and unlock until every master takes part."""
-    for _ in range(1000):
-        lock = await adlm.lock("warm", TTL)
-        everywhere = held(servers, "warm") == [lock.key] * len(servers)
-        await adlm.unlock(lock)
-        if everywhere:
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("a master takes no part")
-
-
 # -- lock and unlock ---------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +54,7 @@ def test_lock_sets_the_key_on_every_master_and_unlock_removes_it(masters, loop, 
     adlm = amanager(servers)
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         lock = await adlm.lock("r", TTL)
         assert isinstance(lock, Lock)
         assert (lock.resource, 0 < lock.validity < TTL) == ("r", True)
@@ -158,7 +141,7 @@ def test_a_minority_of_dead_or_hung_masters_costs_nothing_but_a_line_in_the_log(
     adlm = amanager(servers)
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         servers[0].kill()
         servers[1].freeze()
         for _ in range(20):
@@ -204,7 +187,7 @@ def test_a_loop_that_was_busy_past_every_deadline_takes_the_answers_that_are_the
 
     async def main():
         if connected:
-            await warm(adlm, servers)
+            await awarm(adlm, servers)
         task = asyncio.ensure_future(adlm.lock("r", TTL))
         while not task.done():
             await asyncio.sleep(0)
@@ -257,7 +240,7 @@ def test_masters_are_urls_mappings_and_clients_of_both_kinds(masters, loop):
     adlm = AsyncRedlock([servers[0].url, {"host": "127.0.0.1", "port": servers[1].port}, *clients])
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
 
     run(main(), loop)
     nothing_left(servers)
@@ -361,7 +344,7 @@ def test_h11_cancelled_at_every_suspension_point_nothing_is_left(masters, loop, 
         for turn in itertools.count(1):
             adlm = amanager(servers, retry_count=100)
             if scene != "new":
-                await warm(adlm, servers)
+                await awarm(adlm, servers)
             if scene == "contended":
                 for server in servers:
                     server.admin.set("r", "other", px=30)
@@ -409,7 +392,7 @@ def test_h11_cancelled_while_masters_hang_nothing_is_left_when_they_wake(masters
     adlm = amanager(servers)
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         for server in servers:
             server.freeze()
         task = asyncio.ensure_future(adlm.lock("r", TTL))
@@ -431,7 +414,7 @@ def test_h11_cancelled_twice_a_task_leaves_at_once_and_still_nothing_is_left(mas
     adlm = amanager(proxies)
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         for proxy in proxies:
             proxy.delay = 0.3
         task = asyncio.ensure_future(adlm.unlock(await adlm.lock("r", TTL)))
@@ -536,7 +519,7 @@ def test_a_loop_closed_with_operations_pending_leaves_nothing(masters, through, 
     adlm = amanager(proxies, retry_count=1000)
 
     async def main():
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         for proxy in proxies:
             proxy.delay = 0.1
         tasks = [asyncio.ensure_future(adlm.lock(f"r{number}", TTL)) for number in range(10)]
@@ -723,7 +706,7 @@ def test_the_loop_of_a_server_that_hangs_goes_on(masters, through, loop):
 
     async def main():
         ticking = asyncio.ensure_future(tick())
-        await warm(adlm, servers)
+        await awarm(adlm, servers)
         for proxy in proxies:
             proxy.mode = Mode.SWALLOW
         ticks[0] = 0

@@ -13,7 +13,7 @@ from redlock._outcomes import loss, why_not_extended
 from redlock._redlock import now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
     from types import TracebackType
 
     from typing_extensions import Self
@@ -63,23 +63,22 @@ class Body:
     """The block that a lease is held for, as seen from outside: how it is cancelled, and no one else's doing.
 
     Source: what :func:`asyncio.timeout` does.
+
+    Attributes:
+        task: that runs it.
     """
 
     def __init__(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
-        self._task = task
-        self._cancelling = self._cancel_requests()
+        self.task = task
+        self._cancelling = task.cancelling() if hasattr(task, "cancelling") else 0  # 3.10 does not count them
         self._is_cancelled = False
 
-    def _cancel_requests(self) -> int:
-        return self._task.cancelling() if hasattr(self._task, "cancelling") else 0  # 3.10 does not count them
-
     def cancel(self) -> None:
-        """Cancel it; unless this is called out of the block itself, which is told otherwise."""
-        if self._task is not asyncio.current_task():
-            self._is_cancelled = True
-            self._task.cancel()
+        """Cancel it."""
+        self._is_cancelled = True
+        self.task.cancel()
 
     def is_ended_by_us(self, error: BaseException | None) -> bool:
         """Take the cancellation back, now that the block has ended with ``error``.
@@ -89,7 +88,7 @@ class Body:
         """
         if not self._is_cancelled:
             return False
-        left = self._task.uncancel() if hasattr(self._task, "uncancel") else 0
+        left = self.task.uncancel() if hasattr(self.task, "uncancel") else 0
         return isinstance(error, asyncio.CancelledError) and left <= self._cancelling
 
 
@@ -116,6 +115,7 @@ class AsyncLease(LeaseBase):
         self._turn = asyncio.Lock()  # one extension at a time, and none after the release
         self._alarm: asyncio.TimerHandle | None = None
         self._work: set[asyncio.Task[Any]] = set()  # asyncio itself holds its tasks by weak references
+        self._asking: set[asyncio.Task[Any] | None] = set()  # who wait for an extension, and will be told how it ended
 
     async def __aenter__(self) -> Self:
         """Have the block cancelled when the lease is lost."""
@@ -161,8 +161,13 @@ class AsyncLease(LeaseBase):
             TypeError: the same, of another type.
         """
         ttl = self.ttl if ttl is None else self._operations.checked(ttl)
-        # In a task of its own: whoever asked may be cancelled, but the release has to wait for its end.
-        reason = await asyncio.shield(self._start(self._extend_in_turn(ttl)))
+        asking = asyncio.current_task()
+        self._asking.add(asking)
+        try:
+            # In a task of its own: whoever asked may be cancelled, but the release has to wait for its end.
+            reason = await asyncio.shield(self._start(self._extend_in_turn(ttl)))
+        finally:
+            self._asking.discard(asking)
         if reason is not None:
             raise loss(self.resource, reason)
 
@@ -227,7 +232,7 @@ class AsyncLease(LeaseBase):
             return None
         reason = why_not_extended(outcome, self._operations.quorum)
         if reason != "unavailable":
-            self._lose(reason)
+            self._lose(reason, unless=self._asking)
         return reason
 
     async def _renew(self, upkeep: Upkeep) -> None:
@@ -266,15 +271,15 @@ class AsyncLease(LeaseBase):
             self._start(self._renew(upkeep))
         self._set_alarm()
 
-    def _lose(self, reason: Reason) -> None:
-        """Tell the holder."""
+    def _lose(self, reason: Reason, unless: Collection[object] = ()) -> None:
+        """Tell the holder, but do not cancel tasks that are told anyway."""
         if not self._end(reason):
             return
         self._told = True
         self._operations.counters.ended(lost=True)
         self._forget()
         logger.warning("%r is lost", self)
-        if self._body:
+        if self._body and self._body.task not in unless:
             self._body.cancel()
         if self._on_lost:
             self._start(self._tell(self._on_lost))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 import redlock
@@ -28,6 +29,11 @@ class Place(Protocol):
 def manager(places: Iterable[Place], retry_count: float = 3, retry_delay: float = 0.02) -> redlock.Redlock:
     """A manager of these masters, with short pauses."""
     return redlock.Redlock([place.url for place in places], retry_count, retry_delay)
+
+
+def amanager(places: Iterable[Place], retry_count: float = 3, retry_delay: float = 0.02) -> redlock.AsyncRedlock:
+    """An asyncio manager of these masters, with short pauses."""
+    return redlock.AsyncRedlock([place.url for place in places], retry_count, retry_delay)
 
 
 def held(servers: Iterable[Server], resource: str = "r") -> list[bytes | None]:
@@ -57,6 +63,21 @@ def warm(dlm: redlock.Redlock, servers: Iterable[Server]) -> None:
 
     wait_until(everyone_takes_part, what="every master connected")
     nothing_left(servers)
+
+
+async def awarm(adlm: redlock.AsyncRedlock, servers: Iterable[Server]) -> None:
+    """Lock and unlock until every master takes part."""
+    everyone = list(servers)
+    for _ in range(1000):
+        lock = await adlm.lock("warm", TTL)
+        if lock:
+            everywhere = held(everyone, "warm") == [lock.key] * len(everyone)
+            await adlm.unlock(lock)
+            if everywhere:
+                return
+        await asyncio.sleep(0.005)
+    message = "a master takes no part"
+    raise AssertionError(message)
 
 
 def nothing_left(servers: Iterable[Server], timeout: float = 2.0) -> None:
