@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from redlock import LockContended, QuorumUnavailable, otel
-from support.locks import TTL, manager, warm
+from support import loops
+from support.locks import TTL, amanager, manager, warm
 
 
 class Collected:
@@ -93,3 +94,18 @@ def test_nobody_is_kept_alive_to_be_watched(servers):
     gc.collect()
     assert alive() is None
     assert collected.metrics() == {}
+
+
+def test_an_asyncio_manager_is_watched_as_well(servers):
+    adlm = amanager(servers)
+    collected = Collected(adlm)
+
+    async def main():
+        async with adlm.acquire("r", TTL):
+            with pytest.raises(LockContended):
+                await adlm.acquire("r", TTL, timeout=0)
+            assert collected.metrics()["redlock.held",] == 1
+
+    loops.run(main())
+    outcomes = [span.attributes["redlock.outcome"] for span in collected.spans()]
+    assert outcomes == ["acquired", "contended"]

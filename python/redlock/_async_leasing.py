@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from redlock._arguments import encode
@@ -94,9 +95,10 @@ class Acquisition:
 async def acquire(manager: AsyncRedlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> AsyncLease:
     """:meth:`AsyncRedlock.acquire`, awaited."""
     operations = AsyncOperations(manager, listed(resource))
-    ttl, start = operations.checked(ttl), now()
-    outcome = await operations.acquire(ttl, pace)
-    held = operations.decided(resource, outcome, pace, now() - start)
+    with manager._watch(resource, ttl) if manager._watch else nullcontext():  # noqa: SLF001
+        ttl, start = operations.checked(ttl), now()
+        outcome = await operations.acquire(ttl, pace)
+        held = operations.decided(resource, outcome, pace, now() - start)
     lease = AsyncLease(operations, resource, ttl, held, keeping.on_lost)
     if keeping.auto_extend:
         lease._watch(keeping.max_hold)  # noqa: SLF001

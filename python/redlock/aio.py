@@ -21,6 +21,7 @@ __all__ = ["AsyncLease", "AsyncRedlock"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
+    from contextlib import AbstractContextManager
     from typing import ParamSpec
 
     from redlock._loop import GiveBack
@@ -51,6 +52,7 @@ class AsyncRedlock:
     quorum: int
     retry_count: float
     retry_delay: float
+    _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # of `otel`
 
     def __init__(
         self, connection_list: Collection[AsyncItem], retry_count: float | None = None, retry_delay: float | None = None

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 
     from redlock._manager import Redlock
     from redlock._stats import Stats
+    from redlock.aio import AsyncRedlock
 
 
 def instrument(
-    manager: Redlock, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+    manager: Redlock | AsyncRedlock,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
 ) -> None:
     """Report what ``manager`` does from now on.
 
@@ -76,7 +79,7 @@ def _describe(span: Span, error: CannotObtainLock) -> None:
 
 
 def _observed(
-    manager: Redlock, read: Callable[[Stats], Iterable[Observation]]
+    manager: Redlock | AsyncRedlock, read: Callable[[Stats], Iterable[Observation]]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     """Read the counts of a manager for as long as there is one."""
     alive = weakref.ref(manager)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
+import redis.asyncio
 from typing_extensions import assert_type
 
 from redlock import (
+    AsyncLease,
+    AsyncRedlock,
     CannotObtainLock,
     Histogram,
     Lease,
@@ -175,6 +178,45 @@ except QuorumUnavailable as unavailable:
     caught: CannotObtainLock = unavailable
 except LockLost as loss:
     assert_type(loss.reason, Literal["expired", "taken over", "unavailable", "forked", "released"])
+
+# -- asyncio -----------------------------------------------------------------------------------------------------------
+
+
+async def asynchronously() -> None:
+    """All that is awaited, and what is not."""
+    adlm = AsyncRedlock(["redis://a", {"host": "b"}, redis.Redis(), redis.asyncio.Redis()], retry_count=3)
+    lock = await adlm.lock("resource", 1000)
+    assert_type(lock, Lock | Literal[False])
+    await adlm.unlock(lock)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    if lock:
+        await adlm.unlock(lock)
+        assert_type(await adlm.extend(lock, 1000), Lock | Literal[False])
+    async with adlm.acquire(["a", b"b"], 1000, timeout=5, auto_extend=True, on_lost=told) as lease:
+        assert_type(lease, AsyncLease)
+        assert_type(lease.remaining, int)
+        assert_type(lease.lost.is_set(), bool)
+        assert_type(await lease.lost.wait(), bool)
+        lease.ensure(500)
+        await lease.extend(2000)
+    lease = await adlm.acquire("resource", ttl=1000)
+    assert_type(lease, AsyncLease)
+    await lease.release()
+    await adlm.unlock(lease)
+    assert_type(await adlm.locked("resource"), bool)
+    assert_type(await adlm.inspect("resource"), list[Sighting])
+    assert_type(adlm.stats(), Stats)
+
+    @adlm.synchronized("nightly", ttl=60_000)
+    async def job(count: int) -> float:
+        return count / 2
+
+    assert_type(await job(5), float)
+    await job("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    adlm.synchronized("nightly", ttl=60_000)(nightly)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def told(lease: AsyncLease) -> None: ...
+
 
 # -- subclasses --------------------------------------------------------------------------------------------------------
 
