@@ -13,6 +13,7 @@ from redlock import _connections
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from redlock._arguments import Guards
     from redlock._types import AsyncItem, SupportsSetEval
 
 # The same way to a server, to be read by what reads synchronous clients.
@@ -23,14 +24,18 @@ _TWINS: dict[object, Any] = {
 }
 
 
-def connect(items: Iterable[AsyncItem]) -> _connections.Masters:
+def connect(items: Iterable[AsyncItem], guards: Guards) -> _connections.Masters:
     """The masters, all of them reached by the engine.
+
+    Args:
+        items: URLs, mappings and plain clients.
+        guards: of :func:`~redlock._arguments.guards`.
 
     Raises:
         Warning: an item that cannot be used, or one that is listed twice.
         TypeError: ``items`` is not iterable.
     """
-    masters = _connections.Masters(_connections.connect(items, _client))
+    masters = _connections.Masters(_connections.connect(items, _client), guards)
     masters.check_distinct()
     for server in masters.servers:
         if not _connections.endpoint(server):

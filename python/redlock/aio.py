@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redlock import _async_clients, _async_leasing
-from redlock._arguments import check_ttl, drift_ms, encode, seconds, whole_tries
+from redlock._arguments import check_ttl, drift_ms, encode, guards, seconds, whole_tries
 from redlock._async_lease import AsyncLease
 from redlock._async_leasing import Acquisition, AsyncOperations
 from redlock._counters import Counters
@@ -55,7 +55,13 @@ class AsyncRedlock:
     _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # of `otel`
 
     def __init__(
-        self, connection_list: Collection[AsyncItem], retry_count: float | None = None, retry_delay: float | None = None
+        self,
+        connection_list: Collection[AsyncItem],
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+        *,
+        restart_guard: bool | int = False,
+        clock_guard: bool = False,
     ) -> None:
         """Remember the masters; nothing connects yet, and no loop need be running.
 
@@ -65,6 +71,8 @@ class AsyncRedlock:
                 ``redis.Redis``, of which only the settings are used.
             retry_count: how often to try; 0 and ``None`` mean ``default_retry_count``, less than 0 never.
             retry_delay: the longest pause between two tries in seconds; 0 and ``None`` mean ``default_retry_delay``.
+            restart_guard: as :class:`redlock.Redlock` has it.
+            clock_guard: the same.
 
         Raises:
             Warning: a master that cannot be used, or one that is listed twice.
@@ -72,7 +80,7 @@ class AsyncRedlock:
             TypeError: no list.
         """
         try:
-            masters = _async_clients.connect(connection_list)
+            masters = _async_clients.connect(connection_list, guards(restart_guard, clock_guard))
         except Warning as warning:
             # Error trackers show the variables of every frame: not those that hold passwords.
             connection_list = ()
