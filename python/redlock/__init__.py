@@ -9,7 +9,15 @@
 
 from __future__ import annotations
 
-from redlock._lock import CannotObtainLock, Lock, LockContended, LockLost, MultipleRedlockException, QuorumUnavailable
+from redlock._lock import (
+    CannotObtainLock,
+    FencingUnavailable,
+    Lock,
+    LockContended,
+    LockLost,
+    MultipleRedlockException,
+    QuorumUnavailable,
+)
 from redlock._manager import Redlock
 from redlock._redlock import __version__
 
@@ -17,6 +25,7 @@ __all__ = [
     "AsyncLease",
     "AsyncRedlock",
     "CannotObtainLock",
+    "FencingUnavailable",
     "Histogram",
     "Lease",
     "Lock",
@@ -31,7 +40,15 @@ __all__ = [
     "__version__",
 ]
 
-for _public in (CannotObtainLock, LockContended, LockLost, MultipleRedlockException, QuorumUnavailable, Redlock):
+for _public in (
+    CannotObtainLock,
+    FencingUnavailable,
+    LockContended,
+    LockLost,
+    MultipleRedlockException,
+    QuorumUnavailable,
+    Redlock,
+):
     _public.__module__ = __name__  # where redlock-py has them: in tracebacks, logs and pickles
 del _public
 

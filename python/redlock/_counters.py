@@ -38,13 +38,15 @@ class Counters:
     lost: int
     released: int
     held: int
+    fenced: int
+    fenced_at_once: int
     wait: Times
     round_trip: Times
 
     def __init__(self) -> None:
         self.acquired = self.contended = self.unavailable = 0
         self.extended = self.lost = self.released = 0
-        self.held = 0
+        self.held = self.fenced = self.fenced_at_once = 0
         self.wait = Times()
         self.round_trip = Times()
 
@@ -53,6 +55,11 @@ class Counters:
         self.acquired += 1
         self.held += 1
         self.wait.add(waited)
+
+    def had_token(self, *, at_once: bool) -> None:
+        """Count a fencing token: whether the masters accepted the first that was proposed."""
+        self.fenced += 1
+        self.fenced_at_once += at_once
 
     def refused(self, *, contended: bool) -> None:
         """Count a call that got nothing: since others hold it, or since no quorum answered."""

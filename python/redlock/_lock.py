@@ -62,6 +62,12 @@ class QuorumUnavailable(CannotObtainLock):
     """Too few masters answered to tell, or to grant it: ``reason`` is ``"unavailable"``."""
 
 
+class FencingUnavailable(CannotObtainLock):
+    """A fencing token was asked for, and too many masters run no scripts, or give us no right to: ``reason`` is
+    ``"unavailable"``. No lock was taken instead.
+    """
+
+
 class LockLost(Exception):  # noqa: N818 - as those above
     """A lease is no more, or cannot be relied on.
 

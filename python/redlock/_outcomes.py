@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlock._connections import logger
-from redlock._lock import CannotObtainLock, LockContended, LockLost, QuorumUnavailable
+from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # The votes of masters that answered, or were not needed. Everything else is an outage: silence, or an error's text.
 WELL = frozenset(("granted", "refused", "not asked", "not awaited"))
+
+# How the vote of a master begins that runs no fencing scripts.
+_UNFENCED = "no fencing: "
 
 _LOSSES: dict[Reason, str] = {
     "expired": "its time is over, or the masters no longer have it",
@@ -82,6 +85,9 @@ def refusal(resource: Any, masters: Sequence[tuple[str, str]], quorum: int, *, w
         quorum: how many had to grant.
         waited_out: whether a timeout above zero is over.
     """
+    if sum(vote.startswith(_UNFENCED) for _, vote in masters) > len(masters) - quorum:
+        message = f"no fencing token for {resource!r:.80}: {_listed(masters)}"
+        return FencingUnavailable(message, resource=resource, reason="unavailable", masters=list(masters))
     if is_outage([vote for _, vote in masters], quorum):
         return _unavailable(resource, masters)
     message = f"{resource!r:.80} is held by others: {_listed(masters)}"

@@ -62,6 +62,8 @@ class Stats:
         lost: leases that ended before they were released.
         released: leases released in time, and locks unlocked.
         held: leases held now.
+        fenced: leases granted with a fencing token.
+        fenced_at_once: how many of those took no second round.
         wait: seconds from a call of ``acquire`` to the lease.
         round_trip: seconds in which the masters answered an extension or a release.
         masters: in the order of ``servers``.
@@ -74,6 +76,8 @@ class Stats:
     lost: int
     released: int
     held: int
+    fenced: int
+    fenced_at_once: int
     wait: Histogram
     round_trip: Histogram
     masters: tuple[MasterStats, ...]
@@ -94,6 +98,8 @@ def snapshot(counters: Counters, masters: Iterable[tuple[str, tuple[str | None, 
         lost=counters.lost,
         released=counters.released,
         held=counters.held,
+        fenced=counters.fenced,
+        fenced_at_once=counters.fenced_at_once,
         wait=_histogram(counters.wait),
         round_trip=_histogram(counters.round_trip),
         masters=tuple(MasterStats(name, *health) for name, health in masters),
