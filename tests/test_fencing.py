@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 import threading
 import time
 
 import pytest
 
+import redlock
+from redlock import AsyncRedlock, FencingUnavailable, LockLost, QuorumUnavailable
 from redlock._redlock import Held, Operation
-from support.locks import PROMPT, TTL, manager
+from redlock.fencing import FencedResource, StaleToken
+from support.locks import PROMPT, TTL, manager, warm
 from support.servers import ServerKind, wait_until
 
 DRIFT = TTL // 100 + 2
@@ -139,7 +144,7 @@ def test_where_one_name_is_taken_none_is_held(servers, engine):
 
 @pytest.mark.every_kind
 def test_one_master_that_runs_no_scripts_is_done_without(servers, engine):
-    without_scripts(servers[:1])
+    without_rights(servers[:1], "-eval -evalsha")
     assert connected(servers).run(acquire()).token
     assert not servers[0].get("r")
 
@@ -147,7 +152,7 @@ def test_one_master_that_runs_no_scripts_is_done_without(servers, engine):
 @pytest.mark.every_kind
 @pytest.mark.parametrize("denied", ["-time", "-pexpire -set", "resetkeys ~r"])
 def test_without_the_rights_there_is_no_lock_and_no_further_try(servers, denied):
-    without_scripts(servers, denied)
+    without_rights(servers, denied)
     engine = connected(servers)
     start = time.monotonic()
     votes = engine.run(acquire(tries=1000))
@@ -159,7 +164,7 @@ def test_without_the_rights_there_is_no_lock_and_no_further_try(servers, denied)
 @pytest.mark.parametrize("kind", [ServerKind.VALKEY91], indirect=True)
 def test_where_no_script_runs_locks_are_had_without_a_token(servers):
     """Not so on other servers, on which no lock could be released without."""
-    without_scripts(servers)
+    without_rights(servers, "-eval -evalsha")
     engine = connected(servers)
     assert sum(vote.startswith("no fencing: ") for vote in engine.run(acquire())) >= 2
     assert engine.run(acquire(fencing=False)).token is None
@@ -167,14 +172,14 @@ def test_where_no_script_runs_locks_are_had_without_a_token(servers):
 
 @pytest.mark.every_kind
 def test_where_hashes_may_not_be_called_the_script_goes_along(servers):
-    without_scripts(servers, "-evalsha")
+    without_rights(servers, "-evalsha")
     engine = connected(servers)
     for _ in range(3):
         release(engine, engine.run(acquire()))
     assert engine.run(acquire()).token
 
 
-def without_scripts(servers, denied="-eval -evalsha"):
+def without_rights(servers, denied):
     for server in servers:
         # The rig's own client keeps its rights: it has a user of its own.
         server.admin.execute_command("ACL", "SETUSER", "rig", "on", "nopass", "~*", "+@all")
@@ -214,3 +219,139 @@ def test_processes_that_compete_get_tokens_in_the_order_of_their_locks(servers):
     assert errors == []
     assert tokens == sorted(set(tokens))
     assert len(tokens) == 60
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dlm(servers):
+    made = manager(servers)
+    warm(made, servers)
+    return made
+
+
+@pytest.mark.every_kind
+def test_a_lease_has_a_token_if_asked_for(dlm):
+    with dlm.acquire("r", TTL) as lease:
+        assert lease.token is None
+    tokens = []
+    for _ in range(3):
+        with dlm.acquire("r", TTL, fencing=True) as lease:
+            tokens.append(lease.token)
+    assert tokens == sorted(set(tokens))
+
+
+def test_an_extension_keeps_the_token(dlm):
+    with dlm.acquire("r", TTL, fencing=True) as lease:
+        token = lease.token
+        lease.extend(2 * TTL)
+        assert lease.token == token
+
+
+def test_several_names_have_one_token(servers, dlm):
+    with dlm.acquire(["a", "b"], TTL, fencing=True) as lease:
+        assert fences(servers, "a::rlfence").count(lease.token) >= 2
+        assert fences(servers, "b::rlfence").count(lease.token) >= 2
+        token = lease.token
+    with dlm.acquire("b", TTL, fencing=True) as lease:
+        assert lease.token > token
+
+
+def test_a_holder_that_was_stopped_is_turned_away(dlm):
+    """What fencing is for: it believes to hold the lock, and does not."""
+    resource = FencedResource("")
+    stopped = dlm.acquire("r", 100, fencing=True)
+    resource.write("its own", stopped.token)
+    with dlm.acquire("r", TTL, timeout=PROMPT, fencing=True) as lease:
+        resource.write("taken over", lease.token)
+        with pytest.raises(StaleToken):
+            resource.write("late", stopped.token)
+    assert resource.value == "taken over"
+    with pytest.raises(LockLost):
+        stopped.ensure()
+
+
+@pytest.mark.every_kind
+def test_without_scripts_a_lease_is_refused_and_says_so(servers):
+    without_rights(servers, "-time")
+    dlm = manager(servers)
+    with pytest.raises(FencingUnavailable, match="no fencing token for 'r'") as caught:
+        dlm.acquire("r", TTL, fencing=True)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.resource, error.reason) == ("r", "unavailable")
+    assert sum(vote.startswith("no fencing: ") for _, vote in error.masters) >= 2
+    assert dlm.stats().unavailable == 1
+    dlm.acquire("r", TTL).release()
+
+
+def test_masters_that_are_down_are_not_masters_without_rights(servers, dlm):
+    for server in servers:
+        server.kill()
+    with pytest.raises(QuorumUnavailable):
+        dlm.acquire("r", TTL, timeout=0, fencing=True)
+
+
+def test_clients_whose_own_methods_are_called_have_no_token(servers):
+    class OwnClient:
+        def __init__(self, server):
+            self._client = server.admin
+
+        def set(self, *args, **kwargs):
+            return self._client.set(*args, **kwargs)
+
+        def eval(self, *args):
+            return self._client.eval(*args)
+
+    with pytest.raises(FencingUnavailable, match="own methods"):
+        redlock.Redlock([OwnClient(server) for server in servers]).acquire("r", TTL, fencing=True)
+    assert not any(server.get("r") for server in servers)
+
+
+def test_tokens_are_counted(servers, dlm):
+    dlm.acquire("r", TTL, fencing=True).release()
+    ahead = time.time_ns() // 1000 + 30 * 10**6
+    for server in servers:
+        server.admin.set(FENCE, ahead)
+    dlm.acquire("r", TTL, timeout=PROMPT, fencing=True).release()
+    dlm.acquire("r", TTL, timeout=PROMPT).release()
+    stats = dlm.stats()
+    assert (stats.fenced, stats.fenced_at_once) == (2, 1)
+
+
+def test_a_key_of_the_callers_own_gets_a_token(servers):
+    class OwnKeys(redlock.Redlock):
+        def get_unique_id(self):
+            return "mine"
+
+    with OwnKeys([server.url for server in servers]).acquire("r", TTL, fencing=True) as lease:
+        assert lease.key == b"mine"
+        assert fences(servers).count(lease.token) >= 2
+
+
+def test_asyncio_has_tokens_too(servers):
+    async def main():
+        dlm = AsyncRedlock([server.url for server in servers])
+        tokens = []
+
+        async def work():
+            async with dlm.acquire("r", TTL, fencing=True) as lease:
+                tokens.append(lease.token)
+
+        await asyncio.gather(*(work() for _ in range(20)))
+        return tokens, dlm.stats()
+
+    tokens, stats = asyncio.run(main())
+    assert tokens == sorted(set(tokens))
+    assert (len(tokens), stats.fenced) == (20, 20)
+
+
+@pytest.mark.parametrize("kind", [ServerKind.VALKEY91], indirect=True)
+def test_asyncio_says_when_there_are_no_scripts(servers):
+    without_rights(servers, "-time")
+
+    async def main():
+        await AsyncRedlock([server.url for server in servers]).acquire("r", TTL, fencing=True)
+
+    with pytest.raises(FencingUnavailable):
+        asyncio.run(main())

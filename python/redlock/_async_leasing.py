@@ -32,7 +32,7 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         def give_back(outcome: Held | list[str]) -> Operation[list[str]] | None:
             return Operation.release(names, outcome.key, script) if isinstance(outcome, Held) else None
 
-        operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script)
+        operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script, fencing=pace.fencing)
         return await self._manager._run(operation, give_back)  # noqa: SLF001
 
     async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from redlock import _outcomes
@@ -45,6 +46,8 @@ class Operations(Terms["Redlock"]):
         if engine is None:
             from redlock import _objects  # noqa: PLC0415
 
+            if pace.fencing:
+                return [_outcomes.OWN_METHODS] * len(manager.servers)
             terms = ttl, self._drift(ttl)
             return _objects.obtain(manager, self._resources, terms, (pace.tries, pace.delay, pace.timeout))
         if manager._overrides("get_unique_id"):  # noqa: SLF001
@@ -54,7 +57,7 @@ class Operations(Terms["Redlock"]):
     def _acquire_keyed(self, engine: Engine, ttl: int, pace: Pace) -> HeldLike | list[str]:
         """With the caller's keys, a fresh one per try."""
         said: list[str] = []
-        once = Pace(1, 0.0, None)
+        once = replace(pace, tries=1, delay=0.0, timeout=None)
         for _ in attempts(pace.tries, pace.delay, pace.timeout):
             outcome = self._ask(engine, ttl, once, encode("key", self._manager.get_unique_id()))
             if not isinstance(outcome, list):
@@ -65,7 +68,7 @@ class Operations(Terms["Redlock"]):
     def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[str]:
         script = self._manager._script()  # noqa: SLF001
         terms = self._names(), ttl, self.quorum, self._drift(ttl)
-        return engine.run(Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key))
+        return engine.run(Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing))
 
     def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[str]:
         """Set the time to live anew, once.

@@ -63,8 +63,9 @@ class QuorumUnavailable(CannotObtainLock):
 
 
 class FencingUnavailable(CannotObtainLock):
-    """A fencing token was asked for, and too many masters run no scripts, or give us no right to: ``reason`` is
-    ``"unavailable"``. No lock was taken instead.
+    """No quorum of masters runs the scripts of a fencing token, or lets us: ``reason`` is ``"unavailable"``.
+
+    No lock was taken instead.
     """
 
 

@@ -168,6 +168,7 @@ class Redlock:
         auto_extend: bool = False,
         max_hold: float | None = None,
         on_lost: Callable[[Lease], object] | None = None,
+        fencing: bool = False,
     ) -> Lease:
         """Acquire ``resource``, waiting for it, as a lease to use in a ``with`` block or to release by hand.
 
@@ -184,10 +185,13 @@ class Redlock:
                 ever; ``None``: no bound.
             on_lost: called once, in a thread of its own, with the lease when it is lost: before its validity ends, if
                 the interpreter gets to run.
+            fencing: have a fencing token with it, :attr:`Lease.token`, greater than any before it: what the lease
+                protects can refuse a holder that comes late. See ``docs/fencing.md``.
 
         Raises:
             LockContended: others hold it: as long as was to be waited, or in as many tries.
             QuorumUnavailable: no quorum of masters answered in the last round.
+            FencingUnavailable: no quorum of masters runs the scripts of ``fencing``.
             TypeError: a resource, ttl or time of a type that cannot be used.
             ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
                 that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
@@ -195,7 +199,7 @@ class Redlock:
         """
         from redlock import _leasing, _terms  # noqa: PLC0415 - they need threads, which `import redlock` does not
 
-        pace = _terms.Pace.of(self, timeout, retry_count, retry_delay)
+        pace = _terms.Pace.of(self, timeout, retry_count, retry_delay, fencing=fencing)
         keeping = _terms.Keeping(auto_extend, max_hold, on_lost)
         if self._watch is None:
             return _leasing.acquire(self, resource, ttl, pace, keeping)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # The votes of masters that answered, or were not needed. Everything else is an outage: silence, or an error's text.
 WELL = frozenset(("granted", "refused", "not asked", "not awaited"))
 
-# How the vote of a master begins that runs no fencing scripts.
+# How the vote of a master begins that runs no fencing scripts; and that of one to which they cannot be sent.
 _UNFENCED = "no fencing: "
+OWN_METHODS = f"{_UNFENCED}its client's own methods are called"
 
 _LOSSES: dict[Reason, str] = {
     "expired": "its time is over, or the masters no longer have it",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
 from redlock._lock import LockContended
 from redlock._outcomes import refusal
-from redlock._redlock import now
+from redlock._redlock import Held, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,14 +23,23 @@ M = TypeVar("M", bound="Manager")
 
 @dataclass(frozen=True)
 class Pace:
-    """How hard to try; see :meth:`Redlock.acquire`."""
+    """How hard to try, and whether for a fencing token, too; see :meth:`Redlock.acquire`."""
 
     tries: int
     delay: float
     timeout: float | None
+    fencing: bool = False
 
     @classmethod
-    def of(cls, manager: Manager, timeout: float | None, retry_count: float | None, retry_delay: float | None) -> Pace:
+    def of(
+        cls,
+        manager: Manager,
+        timeout: float | None,
+        retry_count: float | None,
+        retry_delay: float | None,
+        *,
+        fencing: bool,
+    ) -> Pace:
         """As the caller wants it, and otherwise without end, at the manager's pace.
 
         Raises:
@@ -44,7 +53,7 @@ class Pace:
         delay = seconds(manager.retry_delay if retry_delay is None else retry_delay)
         timeout = None if timeout is None else seconds(timeout, "timeout")
         # Without any time, not even one round could be finished.
-        return cls(1, delay, None) if timeout == 0 else cls(tries, delay, timeout)
+        return cls(1, delay, None, fencing) if timeout == 0 else cls(tries, delay, timeout, fencing)
 
     def is_waited_out(self, waited: float) -> bool:
         """Whether the timeout was what ended a call that waited so many seconds."""
@@ -147,6 +156,8 @@ class Terms(Generic[M]):
         """
         if not isinstance(outcome, list):
             self.counters.granted(waited)
+            if pace.fencing and isinstance(outcome, Held):
+                self.counters.had_token(at_once=outcome.token_at_once)
             return outcome
         waited_out = pace.is_waited_out(waited)
         error = refusal(resource, self.named(outcome), self.quorum, waited_out=waited_out)

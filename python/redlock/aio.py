@@ -156,6 +156,7 @@ class AsyncRedlock:
         auto_extend: bool = False,
         max_hold: float | None = None,
         on_lost: Callable[[AsyncLease], object] | None = None,
+        fencing: bool = False,
     ) -> Acquisition:
         """Acquire ``resource``, waiting for it, as a lease.
 
@@ -175,15 +176,18 @@ class AsyncRedlock:
                 ever; ``None``: no bound.
             on_lost: called once with the lease when it is lost: before its validity ends, if the loop is not busy. May
                 be async.
+            fencing: have a fencing token with it, :attr:`AsyncLease.token`, greater than any before it: what the lease
+                protects can refuse a holder that comes late. See ``docs/fencing.md``.
 
         Raises:
             LockContended: when awaited or entered: others hold it, as long as was to be waited, or in as many tries.
             QuorumUnavailable: the same: no quorum of masters answered in the last round.
+            FencingUnavailable: the same: no quorum of masters runs the scripts of ``fencing``.
             TypeError: a resource, ttl or time of a type that cannot be used.
             ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
                 that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
         """
-        pace = Pace.of(self, timeout, retry_count, retry_delay)
+        pace = Pace.of(self, timeout, retry_count, retry_delay, fencing=fencing)
         keeping = Keeping(auto_extend, max_hold, on_lost)
         return Acquisition(_async_leasing.acquire(self, resource, ttl, pace, keeping))
 
