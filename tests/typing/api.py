@@ -15,6 +15,7 @@ from redlock import (
     AsyncLease,
     AsyncRedlock,
     CannotObtainLock,
+    FencingUnavailable,
     Histogram,
     Lease,
     Lock,
@@ -29,6 +30,7 @@ from redlock import (
     __version__,
 )
 from redlock.cli import main
+from redlock.fencing import FencedResource, StaleToken
 
 version: str = __version__
 
@@ -127,6 +129,7 @@ names: list[str] = ["a", "b"]
 manager.acquire(names, 1000)
 manager.acquire(("a", "b"), 1000, timeout=None, retry_count=3, retry_delay=0.1)
 manager.acquire("resource", 1000, auto_extend=True, max_hold=3600, on_lost=on_lost)
+assert_type(manager.acquire("resource", 1000, fencing=True).token, int | None)
 manager.acquire("resource", 1000, 5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 manager.acquire("resource")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 manager.acquire({"a"}, 1000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -165,6 +168,7 @@ ships: Callable[[int], None] = ship
 stats = manager.stats()
 assert_type(stats, Stats)
 assert_type(stats.acquired, int)
+assert_type(stats.fenced_at_once, int)
 assert_type(stats.wait, Histogram)
 assert_type(stats.masters, tuple[MasterStats, ...])
 stats.acquired = 0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
@@ -174,6 +178,8 @@ try:
 except LockContended as contended:
     assert_type(contended.reason, Literal["contended", "timeout", "unavailable"] | None)
     assert_type(contended.masters, Sequence[tuple[str, str]])
+except FencingUnavailable as unfenced:
+    assert_type(unfenced.masters, Sequence[tuple[str, str]])
 except QuorumUnavailable as unavailable:
     caught: CannotObtainLock = unavailable
 except LockLost as loss:
@@ -239,6 +245,18 @@ class Own(Redlock):
 
 
 Own(["redis://a"]).lock("resource", 1000)
+
+# -- fencing -----------------------------------------------------------------------------------------------------------
+
+document = FencedResource("text")
+assert_type(document, FencedResource[str])
+assert_type(document.value, str)
+assert_type(document.greatest, int)
+document.write(5, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+try:
+    document.write("text", 5)
+except StaleToken as stale:
+    assert_type((stale.token, stale.greatest), tuple[int, int])
 
 # -- errors and the command --------------------------------------------------------------------------------------------
 
