@@ -62,6 +62,7 @@ impl Rule {
 }
 
 /// A lock operation, from the call of lock to the end of unlock.
+#[expect(clippy::struct_excessive_bools, reason = "four facts about it, each true or not")]
 struct Op {
     worker: usize,
     client: usize,
