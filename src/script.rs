@@ -43,6 +43,12 @@ pub enum Grant {
     Refused,
 }
 
+impl From<bool> for Grant {
+    fn from(granted: bool) -> Self {
+        if granted { Self::Granted } else { Self::Refused }
+    }
+}
+
 /// A master's answer to a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Release {

@@ -13,7 +13,7 @@ import pytest
 import redis
 from redis.sentinel import Sentinel as RedisPySentinel
 
-from redlock import Lock, Redlock
+from redlock import Lock, QuorumUnavailable, Redlock
 from support.locks import PROMPT, TTL, held, manager, nothing_left
 from support.scripted import NIL, OK, Act, Late
 from support.servers import Server, wait_until
@@ -393,6 +393,28 @@ def test_a_lock_in_a_cluster_is_on_the_node_that_has_the_key(cluster):
         taken = other.lock(key, TTL)
         assert node.get(key) == taken.key
         other.unlock(taken)
+    nothing_left(cluster.nodes)
+
+
+@pytest.mark.every_kind
+def test_a_fence_in_a_cluster_is_in_the_slot_of_its_lock(cluster):
+    dlm, other = manager([cluster]), manager(cluster.nodes[2:])
+    tokens = []
+    for node in cluster.nodes:
+        plain = cluster.key_at(node)
+        for key, fence in [(plain, f"{{{plain}}}::rlfence"), (f"{{{plain}}}.x", f"{{{plain}}}.x::rlfence")]:
+            for each in (dlm, other):
+                with each.acquire(key, TTL, fencing=True) as lease:
+                    assert node.get(key) == lease.key
+                    assert int(node.get(fence) or 0) == lease.token
+                    tokens.append(lease.token)
+        node.admin.flushall()
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_name_whose_slot_no_fence_can_share_has_no_token(cluster):
+    with pytest.raises(QuorumUnavailable, match="CROSSSLOT"):
+        manager([cluster]).acquire("a{b", TTL, timeout=0, fencing=True)
     nothing_left(cluster.nodes)
 
 

@@ -169,12 +169,12 @@ impl Attempt {
         let answer = match self.proposal {
             None => {
                 let votes = of_each(&self.claim.resources, |resource| self.ask_for(resource, &master, index)).await?;
-                (all_granted(votes.iter().all(|vote| *vote == Grant::Granted)), None)
+                (Grant::from(votes.iter().all(|vote| *vote == Grant::Granted)), None)
             }
             Some(token) => {
                 let propose = |resource| self.propose_for(token, resource, &master, index);
                 let reply = fencing::together(of_each(&self.claim.resources, propose).await?);
-                (all_granted(reply.is_some_and(|reply| reply.granted)), reply)
+                (Grant::from(reply.is_some_and(|reply| reply.granted)), reply)
             }
         };
         master.voted();
@@ -226,7 +226,7 @@ impl Attempt {
         };
         let answer = master.call(resource, exchange, || true).await?;
         let ours = matches!(&answer.value, redis::Value::BulkString(key) if *key == self.claim.key);
-        Ok(if ours { Grant::Granted } else { Grant::Refused })
+        Ok(ours.into())
     }
 
     /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong
@@ -240,10 +240,6 @@ impl Attempt {
         })
         .await;
     }
-}
-
-const fn all_granted(granted: bool) -> Grant {
-    if granted { Grant::Granted } else { Grant::Refused }
 }
 
 /// What one master said: its vote, and what it made of the token that was proposed.
