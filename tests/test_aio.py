@@ -21,7 +21,7 @@ import redis
 import redis.asyncio
 
 import redlock
-from redlock import AsyncRedlock, CannotObtainLock, Lock
+from redlock import AsyncRedlock, CannotObtainLock, Lock, LockContended
 from support.locks import PROMPT, TTL, amanager, awarm, held, is_held, manager, nothing_left
 from support.loops import KINDS, Turns, new_loop, run
 from support.programs import Program
@@ -622,6 +622,11 @@ def test_a_loop_that_cannot_watch_descriptors_has_a_thread_do_it(masters):
         assert [len(server.connections()) for server in servers] == [1, 1, 1]
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(adlm.lock("r0", TTL), 0.05)
+        idle = [server.connections()[0]["id"] for server in servers]
+        await asyncio.sleep(0.7)  # until no timer of ours is left
+        gc.collect()
+        assert await lock_and_unlock(adlm, "other")
+        assert [server.connections()[0]["id"] for server in servers] == idle
         for server in servers:
             server.admin.client_kill_filter(_type="normal", skipme=True)
         await asyncio.gather(*map(adlm.unlock, locks))
@@ -683,6 +688,32 @@ def test_h17_a_child_forked_inside_a_loop_has_connections_of_its_own(masters, th
     nothing_left(servers)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_h17_a_child_may_run_a_loop_that_its_parent_made(masters):
+    """H17: made and used before the fork, as by a server that loads its application first. Its connections are new."""
+    servers = masters(3)
+    source = """
+    import asyncio
+    from redlock import AsyncRedlock
+    adlm = AsyncRedlock(sys.argv[1:])
+    loop = asyncio.new_event_loop()
+
+    async def once():
+        lock = await adlm.lock("r", 20000)
+        await adlm.unlock(lock)
+        return bool(lock)
+
+    loop.run_until_complete(once())
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if loop.run_until_complete(asyncio.wait_for(once(), 10)) else 1)
+    say(os.waitpid(pid, 0)[1], loop.run_until_complete(once()))
+    loop.close()
+    """
+    assert run_program(source, *(server.url for server in servers)).split() == ["0", "True"]
+    nothing_left(servers)
+
+
 def test_ten_thousand_tasks_wait_for_a_hundred_locks(masters):
     """In bounded memory, on one connection to each master, and nobody is forgotten."""
     import resource  # noqa: PLC0415 - not on every system
@@ -713,6 +744,24 @@ def test_ten_thousand_tasks_wait_for_a_hundred_locks(masters):
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 300, f"{grown:.0f} MiB for 10,000 tasks"
     nothing_left(servers)
+
+
+def test_a_deadline_that_comes_before_the_others_is_kept(masters, loop):
+    """The loop has one timer, set for the first of all deadlines: twenty short ones take less than twenty long ones."""
+    servers = masters(3)
+    adlm = amanager(servers, retry_delay=2.0)
+
+    async def main():
+        async with adlm.acquire("r", TTL):
+            waiting = asyncio.ensure_future(adlm.acquire("r", TTL).__aenter__())
+            start = time.monotonic()
+            for _ in range(20):
+                with pytest.raises(LockContended):
+                    await adlm.acquire("r", TTL, timeout=0.05)
+            assert time.monotonic() - start < PROMPT
+        await (await waiting).release()
+
+    run(main(), loop)
 
 
 def test_the_loop_of_a_server_that_hangs_goes_on(masters, through, loop):

@@ -7,6 +7,7 @@ import gc
 import itertools
 import sys
 import time
+from unittest import mock
 
 import pytest
 
@@ -497,6 +498,28 @@ def test_the_holder_may_extend_it_as_well(servers, adlm, loop):
 
     run(main(), loop)
     nothing_left(servers)
+
+
+def test_while_an_extension_takes_its_time_the_loop_has_nothing_to_do(servers, through, loop):
+    proxies = [through(server) for server in servers]
+    adlm = amanager(proxies)
+    look = AsyncLease._look
+    looks = itertools.count()
+
+    def counted(lease):
+        next(looks)
+        look(lease)
+
+    async def main():
+        await awarm(adlm, servers)
+        async with adlm.acquire("r", 1500, auto_extend=True):
+            for proxy in proxies:
+                proxy.delay = 0.2
+            await asyncio.sleep(1)
+
+    with mock.patch.object(AsyncLease, "_look", counted):
+        run(main(), loop)
+    assert 0 < next(looks) < 10
 
 
 def test_after_max_hold_it_lapses(servers, adlm, loop):

@@ -260,7 +260,8 @@ class AsyncLease(LeaseBase):
             self._alarm = None
         if self._reason is None and (self._upkeep or self._body):
             due = self._upkeep.due if self._upkeep and not self._work else self._lost_at()
-            self._alarm = asyncio.get_running_loop().call_later(max(due - now(), 0), self._look)
+            # Not less than a loop's clock can tell: it would go off again and again until it is time.
+            self._alarm = asyncio.get_running_loop().call_later(max(due - now(), 0.001), self._look)
 
     def _look(self) -> None:
         """Do what is due."""
