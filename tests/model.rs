@@ -66,7 +66,7 @@ fn more_than_a_majority_bears_a_master_that_forgets() {
     let all_of_three = |attempts, hints| Protocol { quorum: 3, forgets: 1, ..protocol(attempts, hints) };
     holds("one of three forgets, all three asked", &all_of_three(2, 1..=1));
     if is_large() {
-        holds("one of three forgets, all three asked", &all_of_three(3, 1..=2));
+        holds("one of three forgets, all three asked", &all_of_three(3, 1..=1));
     }
 }
 

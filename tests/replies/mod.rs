@@ -215,7 +215,7 @@ impl<'a> Stage<'a> {
 /// The commands with which a connection begins.
 fn is_greeting(command: &Command) -> bool {
     match command[0].as_slice() {
-        b"HELLO" | b"AUTH" | b"SELECT" | b"CLIENT" | b"INFO" => true,
+        b"HELLO" | b"AUTH" | b"SELECT" | b"CLIENT" | b"INFO" | b"TIME" => true,
         b"EVAL" => command[2] == b"0",
         _ => false,
     }
