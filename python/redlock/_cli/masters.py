@@ -1,0 +1,106 @@
+"""Which masters the command is about, and how it reaches them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from redlock import Redlock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+DEFAULT_URL = "redis://localhost:6379/0"
+STDIN = "-"
+
+
+def urls(options: argparse.Namespace) -> list[str]:
+    """The masters' URLs: arguments, else a file, else the environment, else localhost.
+
+    Raises:
+        ValueError: the file cannot be read, or names no master.
+    """
+    given = [*(getattr(options, "urls", None) or ()), *(options.redis or ()), *(options.more_redis or ())]
+    if given:
+        return given
+    if options.urls_file is not None:
+        return _from_file(options.urls_file)
+    return _split(os.environ.get("REDLOCK_URLS", "")) or [DEFAULT_URL]
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"[^\s,]+", text)
+
+
+def _from_file(path: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if path == STDIN else Path(path).read_text()
+    except OSError as error:
+        raise ValueError(f"--urls-file: {error}") from None
+    found = [url for line in text.splitlines() if not line.lstrip().startswith("#") for url in _split(line)]
+    if not found:
+        raise ValueError(f"--urls-file: no URL in {path}")
+    return found
+
+
+def manager(options: argparse.Namespace, **pace: float) -> Redlock:
+    """A manager of the masters.
+
+    Args:
+        options: of the command.
+        **pace: ``retry_count`` and ``retry_delay``, if other than the manager's own.
+
+    Raises:
+        Warning: a URL that cannot be used.
+        ValueError: as :func:`urls`.
+    """
+    return Redlock(urls(options), **pace)
+
+
+def names(manager: Redlock) -> list[str]:
+    """What to call the masters: address and database, no secrets."""
+    manager._engine()  # noqa: SLF001 - makes the names
+    return manager._names()  # noqa: SLF001
+
+
+def has_quorum(manager: Redlock, said: list[str], *answers: str) -> bool:
+    """Whether a majority gave one of these answers."""
+    return sum(map(said.count, answers)) >= manager.quorum
+
+
+def probes(options: argparse.Namespace, timeout: float) -> list[Any]:
+    """redis-py clients of the masters, for questions beyond locks: each answers in ``timeout`` seconds, or raises.
+
+    Without redis-py's retries, which take ten seconds and more for a master that is down, and without CLIENT SETINFO,
+    which least-privilege users are refused, in the ACL LOG.
+
+    Raises:
+        Warning: a URL that cannot be used.
+    """
+    from redlock import _connections  # noqa: PLC0415 - imports redis-py
+
+    clients: list[Any] = list(_connections.connect(urls(options)))
+    for client in clients:
+        settings = client.connection_pool.connection_kwargs
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            settings[name] = min(settings.get(name) or timeout, timeout)
+        settings.update(_quiet_settings())
+    return clients
+
+
+def _quiet_settings() -> dict[str, Any]:
+    import inspect  # noqa: PLC0415
+
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.connection import AbstractConnection  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    # Which of them there are differs from version to version.
+    known = inspect.signature(AbstractConnection.__init__).parameters
+    names = ["driver_info"] if "driver_info" in known else ["lib_name", "lib_version"]
+    names += [name for name in ("maint_notifications_config", "maint_notifications_pool_handler") if name in known]
+    return {**dict.fromkeys(names), "retry": Retry(NoBackoff(), 0), "retry_on_error": []}
