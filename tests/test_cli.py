@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 import redlock
 from redlock.cli import main
+from support.command import command, redlock_, urls
 from support.locks import PROMPT, held, nothing_left
 from support.scripted import NIL
 from support.servers import wait_until
 
 TTL = "20000"
-
-
-def command(*words, env=None):
-    """The process, started."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "redlock", *words],
-        env={**{name: value for name, value in os.environ.items() if name != "REDLOCK_URLS"}, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def redlock_(*words, env=None):
-    """The command, done: exit code, standard output, standard error."""
-    with command(*words, env=env) as process:
-        out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def urls(servers):
-    """The options that name these masters."""
-    return [word for server in servers for word in ("--redis", server.url)]
 
 
 def test_lock_prints_the_key_and_unlock_takes_it(masters):

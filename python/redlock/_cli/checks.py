@@ -315,7 +315,7 @@ def _rights(case: Case) -> Iterator[Finding]:
                     "ACL SETUSER: +set +get +del +eval +evalsha +pexpire +pttl +client|tracking, on the locks' names"
                 )
                 yield Finding("rights", level, each.name, f"may not call {command}", why, remedy)
-        elif each.trial is None:
+        elif each.trial != {}:
             yield _unknown("rights", each, "ACL DRYRUN is not allowed, or not there before Redis 7")
 
 
@@ -333,7 +333,8 @@ def _missing(each: Facts, denied: set[str]) -> Iterator[tuple[str, str, Level]]:
 def _commands(case: Case) -> Iterator[Finding]:
     for each in case.asked:
         if each.commands is None:
-            yield _unknown("commands", each, "COMMAND INFO is not allowed")
+            if each.trial is None or not {"lock", "release"}.isdisjoint(each.trial):
+                yield _unknown("commands", each, "COMMAND INFO is not allowed")
         elif not each.commands.intersection(RELEASING):
             yield Finding(
                 "commands",
@@ -345,16 +346,24 @@ def _commands(case: Case) -> Iterator[Finding]:
             )
 
 
+_WHY_TRIED = {
+    "lock": "it grants no locks",
+    "extend": "leases cannot be kept: they end with the TTL",
+    "inspect": "`status` and `locked` cannot tell",
+    "release": "what is locked stays so until it ends",
+}
+
+
 def _trial(case: Case) -> Iterator[Finding]:
     for each in case.asked:
         for step, said in (each.trial or {}).items():
             yield Finding(
                 "trial",
-                "wrong",
+                "wrong" if step in ("lock", "release") else "warning",
                 each.name,
                 f"{step} failed: {said}",
-                "this is what your locks will get",
-                "see the other findings; --name, if the user may only use certain names",
+                _WHY_TRIED[step],
+                "give the user the rights; --name, if they are for certain names only",
             )
 
 

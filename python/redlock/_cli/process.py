@@ -203,7 +203,8 @@ def terminate(group: int) -> bool:
 class Guard:
     """A process that ends the command if this one is killed, which could not extend the lease any more.
 
-    To be made before there are other threads.
+    To be made before there are other threads. It knows of the command from :meth:`watch` on: who is killed in the
+    microseconds before that leaves a command without a lease.
 
     Args:
         grace: seconds from SIGTERM to SIGKILL.
