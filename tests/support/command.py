@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,16 +39,6 @@ def redlock_(*words: str, env: Mapping[str, str] | None = None) -> tuple[int, st
     with command(*words, env=env) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
-
-
-def as_json(*words: str, env: Mapping[str, str] | None = None) -> tuple[int, Any]:
-    """The command with ``--json``: exit code, what it printed on standard output, once decoded.
-
-    It must say nothing on standard error.
-    """
-    code, out, err = redlock_("--json", *words, env=env)
-    assert err == "", err
-    return code, json.loads(out)
 
 
 def urls(servers: Iterable[Place]) -> list[str]:
