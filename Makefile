@@ -23,7 +23,7 @@ TOOLS := target/tools
 # Whom the benchmark compares with, each in an environment of its own.
 PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix test-dependents fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: .venv/.engine ## five real servers, two of them broken on purpose, for twe
 
 dev: .venv/.engine ## .venv with the engine built into it; Python changes need no rebuild
 
-test: lint docs-site test-rust test-python test-matrix ## everything that must hold before a change is merged
+test: lint docs-site test-rust test-python test-matrix test-dependents ## everything that must hold before a change is merged
 
 lint: lint-rust lint-python lint-actions ## formatting, lints and types
 
@@ -122,6 +122,9 @@ test-python: .venv/.engine .venvs/redlock-py/.installed
 
 test-matrix: .venv/.engine .venvs/redlock-py/.installed $(WHEEL) # other interpreters
 	.ci/matrix
+
+test-dependents: .venv/.engine $(WHEEL) ## packages that were written for redlock-py, on this wheel; needs PyPI
+	$(BIN)/python -m pytest tests/dependents/dependents.py
 
 # ---- environments and builds; the stamps make a second run quick ----
 

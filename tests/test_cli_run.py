@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -230,7 +231,9 @@ def test_a_lost_lock_kills_all_who_will_not_end(masters):
 
 def test_a_lost_lock_ends_a_stopped_command(masters):
     servers = masters(1)
-    with Run(servers, "echo $$; kill -STOP $$; sleep 60", f"--ttl={KEPT}ms") as run:
+    with Run(
+        servers, "trap 'exit 4' TERM; echo $$; kill -STOP $$; read line", f"--ttl={KEPT}ms", "--kill-after=1h"
+    ) as run:
         pid = int(run.hear())
         wait_until(lambda: state(pid) == "T")
         lose_by_deletion(servers)
@@ -301,6 +304,7 @@ def at_a_terminal(servers, script):
 def read_until(terminal, text):
     seen = b""
     while text not in seen:
+        assert select.select([terminal], [], [], 30)[0], seen
         seen += os.read(terminal, 1024)
 
 
