@@ -35,7 +35,7 @@ demo: .venv/.engine ## five real servers, two of them broken on purpose, for twe
 
 dev: .venv/.engine ## .venv with the engine built into it; Python changes need no rebuild
 
-test: lint docs-site test-rust test-python test-matrix test-dependents ## everything that must hold before a change is merged
+test: lint docs-site test-rust test-python test-dependents test-matrix ## everything that must hold before a change is merged
 
 lint: lint-rust lint-python lint-actions ## formatting, lints and types
 

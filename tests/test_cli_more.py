@@ -127,7 +127,7 @@ def test_status_in_an_outage_is_3(masters, run, decoded):
 
 def test_watch_shows_masters_and_locks(masters, run, decoded):
     servers = masters(3)
-    with Redlock([server.url for server in servers]).acquire("lock:one", 20_000) as lease:
+    with Redlock([server.url for server in servers]).acquire("lock:one", 20_000, fencing=True) as lease:
         servers[0].admin.set("lock:rest", "left behind", px=20_000)
         servers[0].admin.set("lock:no end", "not a lock")
         servers[0].admin.rpush("lock:list", "not a lock")

@@ -147,6 +147,28 @@ def test_a_command_that_cannot_run_leaves_no_lock(masters, program, code):
     nothing_left(servers)
 
 
+def test_fencing_tokens_rise(masters):
+    servers = masters(3)
+    words = [*urls(servers), "run", "--fencing", "r", "--", "sh", "-c", "echo $REDLOCK_TOKEN"]
+    (_, first, _), (_, second, _) = redlock_(*words), redlock_(*words)
+    assert 0 < int(first) < int(second)
+
+
+def test_the_token_of_another_lock_is_not_this_ones(masters):
+    servers = masters(1)
+    words = [*urls(servers), "run", "r", "--", "sh", "-c", "echo ${REDLOCK_TOKEN-none}"]
+    assert redlock_(*words, env={"REDLOCK_TOKEN": "5"}) == (0, "none\n", "")
+
+
+def test_no_command_without_the_token_that_was_asked_for(spawn):
+    server = spawn(password="pw")
+    server.admin.acl_setuser("u", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@all"], commands=["-time"])
+    url = f"redis://u:pw@127.0.0.1:{server.port}"
+    code, out, err = redlock_("--redis", url, "run", "--fencing", "--wait=0", "r", "--", "echo", "no")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: no fencing tokens at a majority of the masters\n")
+
+
 # -- when it does not get the lock -------------------------------------------------------------------------------------
 
 

@@ -224,7 +224,7 @@ def _eviction(case: Case) -> Iterator[Finding]:
 
 
 def _persistence(case: Case) -> Iterator[Finding]:
-    delay = "or start it again only after the longest TTL has passed"
+    otherwise = "or restart_guard=True in all clients"
     for each in case.asked:
         if each.info is None:
             continue
@@ -235,7 +235,7 @@ def _persistence(case: Case) -> Iterator[Finding]:
                 each.name,
                 "has no append-only file",
                 "a restart forgets locks, or revives old ones from a snapshot, and others are granted them",
-                f"appendonly yes and appendfsync always, {delay}",
+                f"appendonly yes and appendfsync always, {otherwise}",
             )
         elif (fsync := (each.config or {}).get("appendfsync")) is None:
             yield _unknown("persistence", each, "CONFIG is not allowed: how often its append-only file is written")
@@ -246,7 +246,7 @@ def _persistence(case: Case) -> Iterator[Finding]:
                 each.name,
                 f"writes its append-only file late: appendfsync {fsync}",
                 "a power cut forgets the locks of the last seconds, and others are granted them",
-                f"appendfsync always, {delay}",
+                f"appendfsync always, {otherwise}",
             )
 
 
@@ -264,7 +264,7 @@ def _clocks(case: Case) -> Iterator[Finding]:
                 name,
                 f"its clock is {shown(abs(offset - middle))} {'ahead' if offset > middle else 'behind'}",
                 "locks end by each master's own clock: when it is set right, by a step, they end early or late",
-                "run an NTP client there that slews",
+                "run an NTP client there that slews; clock_guard=True ignores masters whose clocks jump",
             )
     for each in case.asked:
         if each.offset_ms is None:

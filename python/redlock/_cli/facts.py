@@ -14,7 +14,8 @@ from redis.connection import SSLConnection
 
 from redlock import Redlock, _connections, _sentinel
 from redlock._cli import masters
-from redlock._leasing import Operations, Pace
+from redlock._leasing import Operations
+from redlock._terms import Pace
 
 if TYPE_CHECKING:
     import argparse

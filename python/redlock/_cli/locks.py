@@ -6,7 +6,7 @@ import math
 
 from redlock._cli import masters
 from redlock._cli.durations import shown
-from redlock._cli.output import DONE, NOT_DONE, OUTAGE, Output, is_colourful, painted, table, votes
+from redlock._cli.output import DONE, NO_MAJORITY, NOT_DONE, OUTAGE, Output, is_colourful, painted, table, votes
 from redlock._leasing import Operations
 from redlock._lock import Lock
 from redlock._outcomes import why_not_extended
@@ -77,7 +77,7 @@ def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
 
 def _outage(out: Output, manager: Redlock, name: str, outcome: Sequence[str]) -> int:
     said = _said(manager, outcome)
-    out.error("no majority of the masters answered", name=name, masters=said)
+    out.error(NO_MAJORITY, name=name, masters=said)
     for each in said:
         out.say(f"  {each['master']}: {each['said']}")
     return OUTAGE

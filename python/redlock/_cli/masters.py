@@ -47,18 +47,19 @@ def _from_file(path: str) -> list[str]:
     return found
 
 
-def manager(options: argparse.Namespace, **pace: float) -> Redlock:
+def manager(options: argparse.Namespace, retry_count: float | None = None, retry_delay: float | None = None) -> Redlock:
     """A manager of the masters.
 
     Args:
         options: of the command.
-        **pace: ``retry_count`` and ``retry_delay``, if other than the manager's own.
+        retry_count: as in :class:`Redlock`.
+        retry_delay: as there.
 
     Raises:
         Warning: a URL that cannot be used.
         ValueError: as :func:`urls`.
     """
-    return Redlock(urls(options), **pace)
+    return Redlock(urls(options), retry_count, retry_delay)
 
 
 def names(manager: Redlock) -> list[str]:
@@ -83,7 +84,7 @@ def probes(options: argparse.Namespace, timeout: float) -> list[Any]:
     """
     from redlock import _connections  # noqa: PLC0415 - imports redis-py
 
-    clients: list[Any] = list(_connections.connect(urls(options)))
+    clients: list[Any] = list(_connections.connect(urls(options), _connections.client))
     for client in clients:
         settings = client.connection_pool.connection_kwargs
         for name in ("socket_timeout", "socket_connect_timeout"):
@@ -99,8 +100,9 @@ def _quiet_settings() -> dict[str, Any]:
     from redis.connection import AbstractConnection  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    # Which of them there are differs from version to version.
+    # Which of them there are differs from version to version; and `driver_info` has replaced the two after it.
     known = inspect.signature(AbstractConnection.__init__).parameters
     names = ["driver_info"] if "driver_info" in known else ["lib_name", "lib_version"]
-    names += [name for name in ("maint_notifications_config", "maint_notifications_pool_handler") if name in known]
-    return {**dict.fromkeys(names), "retry": Retry(NoBackoff(), 0), "retry_on_error": []}
+    names += ["maint_notifications_config", "maint_notifications_pool_handler"]
+    settings: dict[str, Any] = dict.fromkeys(name for name in names if name in known)
+    return {**settings, "retry": Retry(NoBackoff(), 0), "retry_on_error": []}

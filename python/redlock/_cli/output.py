@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 DONE, NOT_DONE, USAGE, OUTAGE = 0, 1, 2, 3
 INTERRUPTED = 130  # as shells count a death by SIGINT
 
+NO_MAJORITY = "no majority of the masters answered"
+
 _COLOURS = {"green": 32, "yellow": 33, "red": 31, "cyan": 36, "dim": 2, "bold": 1}
 
 

@@ -142,7 +142,7 @@ environment of the command:
 exit codes:
     the command's; 128 + n if a signal n ended it; 126 if it cannot be run, 127 if it cannot be found
     75 if others hold the lock (--conflict-exit-code), and the command was not run
-     3 if no majority of the masters answered, and the command was not run
+     3 if no majority of the masters answered (or has fencing tokens), and the command was not run
     76 if the lock was lost while the command ran
      2 if there was an error with the options
 

@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from redlock._cli import masters
-from redlock._cli.output import OUTAGE, USAGE, Output, votes
+from redlock._cli.output import NO_MAJORITY, OUTAGE, USAGE, Output, votes
 from redlock._cli.process import POLL, Command, Signals, Terminal, guarded, send, terminate
-from redlock._lock import LockContended, QuorumUnavailable
+from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended
 from redlock._redlock import now
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         terms = _terms(options, signals.wake)
         try:
             lease = signals.interrupting(lambda: manager.acquire(options.name, options.ttl, **terms))
-        except (LockContended, QuorumUnavailable) as error:
+        except CannotObtainLock as error:
             return _refused(out, options, error)
         try:
             code = _run_under(out, lease, options, signals, guard)
@@ -46,22 +46,26 @@ def run(options: argparse.Namespace) -> int:
     return _verdict(out, lease, code)
 
 
-def _refused(out: Output, options: argparse.Namespace, error: LockContended | QuorumUnavailable) -> int:
+def _refused(out: Output, options: argparse.Namespace, error: CannotObtainLock) -> int:
     facts = {"name": options.name, "masters": votes(error.masters)}
     if isinstance(error, LockContended):
         out.say(f"{options.name}: others hold it")
         out.result({"error": "contended", **facts})
         return int(options.conflict_exit_code)
-    out.error("no majority of the masters answered", **facts)
+    unfenced = isinstance(error, FencingUnavailable)
+    out.error("no fencing tokens at a majority of the masters" if unfenced else NO_MAJORITY, **facts)
     for master, said in error.masters:
         out.say(f"  {master}: {said}")
     return OUTAGE
 
 
 def _terms(options: argparse.Namespace, wake: Callable[[], None]) -> dict[str, Any]:
-    terms: dict[str, Any] = {"auto_extend": True, "max_hold": options.max_hold, "on_lost": lambda _: wake()}
-    if options.fencing:
-        terms["fencing"] = True
+    terms: dict[str, Any] = {
+        "auto_extend": True,
+        "max_hold": options.max_hold,
+        "on_lost": lambda _: wake(),
+        "fencing": options.fencing,
+    }
     return {**terms, "timeout": options.wait} if hasattr(options, "wait") else {**terms, "retry_count": TRIES}
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TIMEOUT = 1.0  # seconds for each question
 BATCH = 1_000  # keys per SCAN
 MAX_KEY = 1_024  # bytes of a value that are read: a lock's key is 22
+FENCE = b"::rlfence"  # the end of the names under which fencing tokens are remembered
 CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -98,6 +99,8 @@ def _locks(client: Any, pattern: str, limit: int) -> dict[str, tuple[str, int]]:
         answers = pipeline.execute(raise_on_error=False) if names else []
         for name, key, left in zip(names, answers[::2], answers[1::2], strict=True):
             # Without an end it is no lock; and it may have gone, or become something else, since it was found.
+            if name.endswith(FENCE):
+                continue
             if isinstance(key, bytes) and key and isinstance(left, int) and left > 0:
                 found[name.decode(errors="backslashreplace")] = digest(key), left
     return found
@@ -133,4 +136,4 @@ def _shown(looks: Sequence[Look], held: Sequence[Held], limit: int) -> str:
 
 
 def _state(look: Look) -> str:
-    return "up" if look.error is None else f"down: {printable(look.error)[:60]}"
+    return "up" if look.error is None else printable(look.error)[:60]
