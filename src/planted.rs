@@ -36,6 +36,25 @@ pub enum Bug {
     AcceptEqual,
     /// A fencing token is the greatest seen and one, and no master is told.
     NoWriteBack,
+    /// An extension sets the key instead of comparing it.
+    ReviveByExtend,
+    /// A master that no longer has the lock counts as one that extended it.
+    AbsentExtends,
+    /// An extension gives the lock again to masters that have lost it, whether it is still ours or not.
+    LateRetake,
+    /// How long an extended lock is safe to use is computed before the masters that have lost it are asked.
+    StaleExtension,
+    /// A keeper extends while its lock is being released: no hook, the simulated holders do so.
+    #[cfg(feature = "planted-bugs")]
+    KeeperGoesOn,
+    /// Only the first of several resources is released.
+    PartialRelease,
+    /// Pushes are relied on for ever, though a server may lose one.
+    TrustPushes,
+    /// Whoever waits does not look how long the lock will be held.
+    AskAgain,
+    /// Those of one session who wait do not stand in line.
+    NoLine,
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -72,6 +91,17 @@ pub(crate) fn plain_delete(resource: &[u8], key: &[u8]) -> redis::Cmd {
 /// What [`Bug::AcceptEqual`] makes of a fencing script.
 pub(crate) fn accept_equal(script: &str) -> String {
     script.replace("#a == #b and a > b", "#a == #b and a >= b")
+}
+
+/// What [`Bug::ReviveByExtend`] sends: a script as every other, without the comparison.
+pub(crate) fn plain_set(resource: &[u8], key: &[u8], ttl_ms: u64) -> redis::Cmd {
+    let set = "redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) return ARGV[1]";
+    redis::cmd("EVAL").arg(set).arg(1).arg(resource).arg(key).arg(ttl_ms).take()
+}
+
+/// What is released of `resources`: all, but for [`Bug::PartialRelease`].
+pub(crate) fn released(resources: &[Vec<u8>]) -> &[Vec<u8>] {
+    if is(Bug::PartialRelease) { &resources[..1] } else { resources }
 }
 
 /// Never.

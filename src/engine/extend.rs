@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::master::Master;
 use crate::master::health::Standing;
 use crate::master::link::Link;
+use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
 use crate::script::{self, Claim, Extension};
 
@@ -66,7 +67,7 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     if verdict == Verdict::Granted && left.is_some() {
         retake(masters, request, &answers).await;
         // That took its time.
-        left = validity();
+        left = if planted::is(Bug::StaleExtension) { left } else { validity() };
     }
     let (Verdict::Granted, Some(validity_ms)) = (verdict, left) else { return Err(answers) };
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
@@ -105,7 +106,8 @@ impl Poll {
             if self.standings[index] == Standing::Good {
                 self.tally.close_one();
             }
-            if answer == Ok(Extension::Extended) {
+            let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
+            if answer == Ok(Extension::Extended) || counts {
                 self.tally.grant();
             }
             self.answers[index] = answer;
@@ -128,6 +130,9 @@ async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64) -> Answer {
 
 async fn ask_for(resource: &[u8], master: &Master, key: &[u8], ttl_ms: u64) -> Answer {
     let exchange = |link: Link| async move {
+        if planted::is(Bug::ReviveByExtend) {
+            return link.call(&planted::plain_set(resource, key, ttl_ms), None).await;
+        }
         let way = link.release_by();
         compare_and(link, way, |way| way.extend(resource, key, ttl_ms)).await
     };
@@ -142,7 +147,8 @@ async fn retake(masters: &Masters, request: &Request, answers: &[Answer]) {
 }
 
 async fn give(master: &Master, masters: &Masters, request: &Request) {
-    let is_ours = || request.valid_until.is_some_and(|until| masters.handle().now() < until);
+    let is_ours =
+        || planted::is(Bug::LateRetake) || request.valid_until.is_some_and(|until| masters.handle().now() < until);
     let give = |resource| async move {
         let set = script::set(resource, &request.claim.key, request.ttl_ms);
         let exchange = |link: Link| {

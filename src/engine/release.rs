@@ -71,7 +71,7 @@ pub(super) async fn release_where(
 }
 
 async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
-    let answers = of_each(&claim.resources, |resource| ask_for(resource, &master, &claim)).await?;
+    let answers = of_each(planted::released(&claim.resources), |resource| ask_for(resource, &master, &claim)).await?;
     Ok(if answers.contains(&Release::Absent) { Release::Absent } else { Release::Released })
 }
 
@@ -88,7 +88,7 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
 
 /// Release where nobody waits for the answer, so that nobody may be there for a `NOSCRIPT`: the script goes along.
 async fn tell(master: Arc<Master>, claim: Arc<Claim>) {
-    _ = of_each(&claim.resources, |resource| tell_of(resource, &master, &claim)).await;
+    _ = of_each(planted::released(&claim.resources), |resource| tell_of(resource, &master, &claim)).await;
 }
 
 async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Value, Error> {

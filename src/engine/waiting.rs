@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::master::Master;
 use crate::master::link::Link;
 use crate::master::watch::Change;
+use crate::planted::{self, Bug};
 use crate::retry::Pauses;
 use crate::runtime::{Handle, locked};
 use crate::script::{self, Grant};
@@ -117,7 +118,7 @@ struct Outlook {
 impl Outlook {
     fn is_clear(&self, quorum: usize, since_asked: Duration) -> bool {
         let watched = self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed);
-        self.behind.load(Ordering::Relaxed) || (watched && since_asked < CAP)
+        self.behind.load(Ordering::Relaxed) || (watched && (since_asked < CAP || planted::is(Bug::TrustPushes)))
     }
 }
 
@@ -129,7 +130,7 @@ async fn until_free(
     place: &mut Option<OwnedMutexGuard<()>>,
     outlook: &Outlook,
 ) {
-    if place.is_none() {
+    if place.is_none() && !planted::is(Bug::NoLine) {
         outlook.behind.store(true, Ordering::Relaxed);
         *place = Some(masters.line(&request.resources).lock_owned().await);
         outlook.behind.store(false, Ordering::Relaxed);
@@ -152,6 +153,9 @@ fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
 
 /// Wait until all resources may be free at this master; for ever if that cannot be known.
 async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) {
+    if planted::is(Bug::AskAgain) {
+        return;
+    }
     let Ok(mut holds) = of_each(&request.resources, |resource| Hold::look(master, resource, handle)).await else {
         return pending().await;
     };

@@ -1,12 +1,18 @@
 //! A simulated Redis or Valkey: just the commands the engine uses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use redlock::script::{UNLOCK, UnlockScript};
+use redlock::script::{EXTEND, UNLOCK, UnlockScript};
 
 use super::fencing::Script;
 use super::resp::{Protocol, Request, bulk, integer};
 use super::time::{Clock, MS, Nanos, SECOND};
+
+const OOM: &[u8] = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+const NOPERM: &[u8] = b"-NOPERM User caller has no permissions to run the 'client|tracking' command\r\n";
+
+/// The planted bug's extension: it does not compare.
+const REVIVE: &[u8] = b"redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) return ARGV[1]";
 
 /// What kind of server it is: that decides how a lock is released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +46,11 @@ pub enum Did {
     /// `SET NX`, or the script that does it with a token: whether the key was set, and for how many milliseconds.
     Set { resource: Vec<u8>, key: Vec<u8>, granted: bool, ttl_ms: u64 },
     /// `GET`: the value there was.
-    Got { value: Option<Vec<u8>> },
+    Got { resource: Vec<u8>, value: Option<Vec<u8>> },
+    /// An extension with this key: what was found, and for how many milliseconds it is kept if that was it.
+    Extended { resource: Vec<u8>, key: Vec<u8>, found: Option<Vec<u8>>, ttl_ms: u64 },
     /// A release with this key: whether it was there and is gone.
-    Released { key: Vec<u8>, gone: bool },
+    Released { resource: Vec<u8>, key: Vec<u8>, gone: bool },
     /// Refused with an error.
     Refused,
     /// Nothing that matters to a lock.
@@ -63,6 +71,8 @@ pub struct Master {
     pub clock: Clock,
     pub loading: bool,
     pub out_of_memory: bool,
+    /// Whether it pushes to those who ask for it.
+    pub tracks: bool,
     index: usize,
     starts: usize,
     started_at: Nanos,
@@ -70,25 +80,17 @@ pub struct Master {
     store: BTreeMap<Vec<u8>, Stored>,
     /// What is cached, by its hash; none for the release.
     scripts: BTreeMap<Vec<u8>, Option<Script>>,
+    changed: BTreeSet<Vec<u8>>,
 }
 
 impl Master {
     pub fn new(index: usize, kind: Kind, clock: Clock) -> Self {
         let hash = hash_of(UNLOCK.as_bytes());
         assert_eq!(UnlockScript::default(), UnlockScript::new(UNLOCK));
-        let (store, scripts) = (BTreeMap::new(), BTreeMap::new());
-        Self {
-            kind,
-            clock,
-            loading: false,
-            out_of_memory: false,
-            index,
-            starts: 0,
-            started_at: 0,
-            hash,
-            store,
-            scripts,
-        }
+        let (store, scripts, changed) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let (loading, out_of_memory, tracks) = (false, false, true);
+        let (starts, started_at) = (0, 0);
+        Self { kind, clock, loading, out_of_memory, tracks, index, starts, started_at, hash, store, scripts, changed }
     }
 
     /// The key a resource is held with, if it is.
@@ -123,6 +125,24 @@ impl Master {
         self.scripts.clear();
     }
 
+    /// The names whose value or time to live was changed since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<Vec<u8>> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Delete a key that has expired: servers do so when they come across it.
+    pub fn reap(&mut self, resource: &[u8]) {
+        if self.holder(resource).is_none() && self.store.remove(resource).is_some() {
+            self.changed.insert(resource.to_vec());
+        }
+    }
+
+    /// Until when a resource is held, in true time.
+    pub fn held_until(&self, resource: &[u8]) -> Option<Nanos> {
+        let expires_at = self.store.get(resource)?.expires_at_ms.checked_mul(MS)?;
+        Some(self.clock.when_shown(expires_at))
+    }
+
     fn now_ms(&self) -> u64 {
         self.clock.shown() / MS
     }
@@ -133,7 +153,9 @@ impl Master {
         if self.loading && !matches!(words[0], b"HELLO" | b"SELECT" | b"CLIENT" | b"INFO") {
             return (b"-LOADING Redis is loading the dataset in memory\r\n".to_vec(), Did::Refused);
         }
+        words.iter().for_each(|word| self.reap(word));
         match *words.as_slice() {
+            [b"CLIENT", b"TRACKING", ..] if !self.tracks => (NOPERM.to_vec(), Did::Refused),
             [b"HELLO", ..] if self.kind == Kind::Redis5 => unknown("HELLO"),
             [b"HELLO", ref rest @ ..] => (self.hello(rest, protocol), Did::Other),
             [b"INFO", b"server"] => (protocol.text(&self.info_server()), Did::Other),
@@ -144,6 +166,21 @@ impl Master {
             [b"TIME"] => (self.time(), Did::Other),
             [b"PTTL", resource] => (self.pttl(resource), Did::Other),
             [b"GET", resource] => self.get(resource, *protocol),
+            [b"SET", resource, key, b"IFEQ", _, b"GET", b"PX", ttl_ms]
+                if matches!(self.kind, Kind::Redis8 | Kind::Valkey9) =>
+            {
+                if self.out_of_memory {
+                    return (OOM.to_vec(), Did::Refused);
+                }
+                self.extend(resource, key, number(ttl_ms), *protocol)
+            }
+            [b"EVAL", text, b"1", resource, key, ttl_ms] => {
+                if text == REVIVE {
+                    self.store(resource, key, number(ttl_ms));
+                }
+                assert!(text == EXTEND.as_bytes() || text == REVIVE, "a script this server has not learnt");
+                self.extend(resource, key, number(ttl_ms), *protocol)
+            }
             [b"DELIFEQ", resource, key] if self.kind == Kind::Valkey9 => self.release(resource, key),
             [b"DELEX", resource, b"IFEQ", key] if self.kind == Kind::Redis8 => self.release(resource, key),
             [b"EVAL", b"return 1", b"0"] => (integer(1), Did::Other),
@@ -181,7 +218,7 @@ impl Master {
 
     fn set(&mut self, resource: &[u8], key: &[u8], ttl_ms: u64, protocol: Protocol) -> (Vec<u8>, Did) {
         if self.out_of_memory {
-            return (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n".to_vec(), Did::Refused);
+            return (OOM.to_vec(), Did::Refused);
         }
         let granted = self.holder(resource).is_none();
         let (resource, key) = (resource.to_vec(), key.to_vec());
@@ -196,11 +233,21 @@ impl Master {
     pub fn store(&mut self, name: &[u8], value: &[u8], ttl_ms: u64) {
         let expires_at_ms = self.now_ms() + ttl_ms;
         self.store.insert(name.to_vec(), Stored { key: value.to_vec(), expires_at_ms });
+        self.changed.insert(name.to_vec());
+    }
+
+    fn extend(&mut self, resource: &[u8], key: &[u8], ttl_ms: u64, protocol: Protocol) -> (Vec<u8>, Did) {
+        let found = self.holder(resource).map(<[u8]>::to_vec);
+        if found.as_deref() == Some(key) {
+            self.store(resource, key, ttl_ms);
+        }
+        let reply = found.as_deref().map_or_else(|| protocol.nil(), bulk);
+        (reply, Did::Extended { resource: resource.to_vec(), key: key.to_vec(), found, ttl_ms })
     }
 
     fn get(&self, resource: &[u8], protocol: Protocol) -> (Vec<u8>, Did) {
         let value = self.holder(resource).map(<[u8]>::to_vec);
-        (value.as_deref().map_or_else(|| protocol.nil(), bulk), Did::Got { value })
+        (value.as_deref().map_or_else(|| protocol.nil(), bulk), Did::Got { resource: resource.to_vec(), value })
     }
 
     fn time(&self) -> Vec<u8> {
@@ -218,16 +265,20 @@ impl Master {
     /// A release that does not compare: the planted bug's.
     fn delete(&mut self, resource: &[u8], key: &[u8]) -> (Vec<u8>, Did) {
         let gone = self.holder(resource) == Some(key);
-        let reply = integer(self.store.remove(resource).is_some().into());
-        (reply, Did::Released { key: key.to_vec(), gone })
+        let removed = self.store.remove(resource).is_some();
+        if removed {
+            self.changed.insert(resource.to_vec());
+        }
+        (integer(removed.into()), Did::Released { resource: resource.to_vec(), key: key.to_vec(), gone })
     }
 
     fn release(&mut self, resource: &[u8], key: &[u8]) -> (Vec<u8>, Did) {
         let gone = self.holder(resource) == Some(key);
         if gone {
             self.store.remove(resource);
+            self.changed.insert(resource.to_vec());
         }
-        (integer(gone.into()), Did::Released { key: key.to_vec(), gone })
+        (integer(gone.into()), Did::Released { resource: resource.to_vec(), key: key.to_vec(), gone })
     }
 }
 

@@ -11,6 +11,9 @@ use super::time::{MS, Nanos};
 use super::wire::{Deed, Wire, open};
 use super::world::{Event, World};
 
+/// A resource and the key it is taken with.
+pub type Taken = (Vec<u8>, Vec<u8>);
+
 /// What travels.
 #[derive(Debug, Clone, Hash)]
 pub enum Item {
@@ -18,8 +21,8 @@ pub enum Item {
     SynAck,
     Refused,
     Bytes(Vec<u8>),
-    /// The last bytes of a reply; to what takes a lock, with its key.
-    Reply(Vec<u8>, Option<Vec<u8>>),
+    /// The last bytes of a reply; to what takes a lock, with its resource and key.
+    Reply(Vec<u8>, Option<Taken>),
     Fin,
     Reset,
 }
@@ -43,10 +46,10 @@ pub struct Conn {
     pub is_held: bool,
     /// Whether something befell it.
     pub is_faulty: bool,
-    /// The keys whose `SET` was written, whose release was, and whose `SET` was answered.
-    pub set: Vec<Vec<u8>>,
-    pub released: Vec<Vec<u8>>,
-    pub answered: Vec<Vec<u8>>,
+    /// For which a `SET` was written, a release was, and a `SET` was answered.
+    pub set: Vec<Taken>,
+    pub released: Vec<Taken>,
+    pub answered: Vec<Taken>,
     written: Requests,
     commands: u64,
     replies: u64,
@@ -60,6 +63,7 @@ pub struct Conn {
 struct Serving {
     requests: Requests,
     protocol: Protocol,
+    tracking: bool,
     closing: bool,
 }
 
@@ -155,8 +159,8 @@ impl World {
         }
         match item {
             Item::Syn if self.nodes[master].is_up(now) => {
-                let serving = Serving { requests: Requests::default(), protocol: Protocol::Resp2, closing: false };
-                self.conns[conn].server = Some(serving);
+                let (requests, protocol) = (Requests::default(), Protocol::Resp2);
+                self.conns[conn].server = Some(Serving { requests, protocol, tracking: false, closing: false });
                 self.send_down(conn, Item::SynAck);
             }
             Item::Syn => self.send_down(conn, Item::Refused),
@@ -215,6 +219,8 @@ impl World {
         // No server pushes into a handshake.
         let may_push = self.plan.pushes && server.protocol == Protocol::Resp3;
         let (reply, did) = self.nodes[here.master].master.execute(request, &mut server.protocol);
+        server.tracking |= request[0] == b"CLIENT" && request[1] == b"TRACKING" && reply[0] == b'+';
+        let tracking = server.tracking;
         let pushes = may_push && self.random.random_bool(0.2);
         let master = here.master;
         self.say(|| format!("master {master}: {did:?}"));
@@ -222,8 +228,24 @@ impl World {
         if pushes {
             self.send_down(conn, Item::Bytes(PUSH.to_vec()));
         }
-        let key = taking(request).map(|(_, key, _)| key.to_vec());
-        self.send_down(conn, Item::Reply(reply, key));
+        let taken = taking(request).map(|(resource, key, _)| (resource.to_vec(), key.to_vec()));
+        // Servers differ in whether who changes a key is told of it before its answer.
+        let told_first = self.random.random_bool(0.5);
+        if told_first {
+            self.tell_of_changes(master);
+        }
+        self.send_down(conn, Item::Reply(reply, taken));
+        self.tell_of_changes(master);
+        if tracking {
+            self.arm_watch(conn, request);
+        }
+    }
+
+    /// Push to a client, if it is still there.
+    pub fn push(&mut self, conn: usize, push: Vec<u8>) {
+        if self.conns[conn].server.is_some() {
+            self.send_down(conn, Item::Bytes(push));
+        }
     }
 
     pub fn arrive_at_client(&mut self, conn: usize, item: Item) {

@@ -10,7 +10,7 @@ use redlock::quorum;
 use redlock::script::{Grant, Release};
 
 use super::master::Did;
-use super::network::{Conn, taking};
+use super::network::{Conn, Taken, taking};
 use super::plan::Broken;
 use super::resp::Request;
 use super::time::{MS, Nanos, SECOND};
@@ -42,11 +42,19 @@ pub enum Rule {
     NotAtOnce,
     /// A fencing token is greater than all that were granted for its resource before.
     TokenOrder,
+    /// An extension never brings back a lock that a quorum no longer has, nor one that has run out.
+    Revived,
+    /// Those of one session who wait for the same take their turns in the order in which they came.
+    OutOfTurn,
+    /// A lock that is free is taken by whoever waits for it, after a second and a pause at the latest.
+    Overslept,
+    /// Whoever waits asks again only when something has changed, or a pause is over.
+    Storm,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -58,26 +66,43 @@ impl Rule {
         Self::WrongReply,
         Self::NotAtOnce,
         Self::TokenOrder,
+        Self::Revived,
+        Self::OutOfTurn,
+        Self::Overslept,
+        Self::Storm,
     ];
 }
 
 /// A lock operation, from the call of lock to the end of unlock.
-#[expect(clippy::struct_excessive_bools, reason = "four facts about it, each true or not")]
-struct Op {
-    worker: usize,
-    client: usize,
-    session: usize,
-    resource: Vec<u8>,
-    ttl_ms: u64,
+#[expect(clippy::struct_excessive_bools, reason = "facts about it, each true or not")]
+pub struct Op {
+    pub worker: usize,
+    pub client: usize,
+    pub session: usize,
+    pub resources: Vec<Vec<u8>>,
+    pub ttl_ms: u64,
     fenced: bool,
-    began: Nanos,
-    began_local: Nanos,
+    pub began: Nanos,
+    pub began_local: Nanos,
     paused_before: Nanos,
     bound: Nanos,
-    is_running: bool,
+    pub is_running: bool,
+    /// Neither granted nor refused yet.
+    pub is_waiting: bool,
+    pub is_cancelled: bool,
     is_contended: bool,
     is_linked: bool,
-    keys: Vec<Vec<u8>>,
+    pub keys: Vec<Vec<u8>>,
+    /// How often the holders of its resources did something while it waited.
+    pub stirred: u64,
+    /// When its last attempt began, or it ended.
+    pub last_tried: Nanos,
+}
+
+impl Op {
+    pub fn meets(&self, resources: &[Vec<u8>]) -> bool {
+        self.resources.iter().any(|resource| resources.contains(resource))
+    }
 }
 
 /// One attempt: a key of its own.
@@ -85,27 +110,32 @@ struct Op {
 struct Attempt {
     op: usize,
     began: Nanos,
-    facts: Vec<Facts>,
+    /// By master and resource.
+    facts: BTreeMap<(usize, Vec<u8>), Facts>,
     conns: Vec<usize>,
     /// The turn of its session by whose end it was known to be decided.
     decided: Option<u64>,
+    granted: bool,
 }
 
 /// What a master really did with a key.
 #[derive(Debug, Default, Clone)]
-#[expect(clippy::struct_excessive_bools, reason = "five facts, each true or not yet")]
-struct Facts {
+#[expect(clippy::struct_excessive_bools, reason = "facts, each true or not yet")]
+pub struct Facts {
     granted: bool,
     refused: bool,
     shown: bool,
     released: bool,
     absent: bool,
+    pub extended: bool,
+    pub taken: bool,
+    pub not_there: bool,
 }
 
 /// Somebody believes to hold a lock.
 struct Belief {
     client: usize,
-    resource: Vec<u8>,
+    resources: Vec<Vec<u8>>,
     key: Vec<u8>,
     until: Nanos,
 }
@@ -118,32 +148,37 @@ pub struct Oracle {
     /// How many had a fencing token, and how many of those at the first proposal.
     pub tokens: u64,
     pub tokens_at_once: u64,
-    masters: usize,
-    ops: Vec<Op>,
+    pub extensions: u64,
+    pub ops: Vec<Op>,
     attempts: BTreeMap<Vec<u8>, Attempt>,
     beliefs: Vec<Belief>,
     /// The greatest token granted so far, by resource.
     greatest: BTreeMap<Vec<u8>, u64>,
     quiet_since: BTreeMap<Vec<u8>, Nanos>,
+    /// Until when a master keeps a key, and when it last had any of a resource.
+    due: BTreeMap<(usize, Vec<u8>, Vec<u8>), Nanos>,
+    pub busy: BTreeMap<(usize, Vec<u8>), Nanos>,
     /// Within a turn: releases written, and attempts that came to nothing.
     releases: Vec<(usize, Vec<u8>)>,
     failed: BTreeSet<Vec<u8>>,
 }
 
 impl Oracle {
-    pub fn new(masters: usize) -> Self {
+    pub fn new() -> Self {
         Self {
             violations: BTreeMap::new(),
             grants: 0,
             contended: 0,
             tokens: 0,
             tokens_at_once: 0,
-            masters,
+            extensions: 0,
             ops: Vec::new(),
             attempts: BTreeMap::new(),
             beliefs: Vec::new(),
             greatest: BTreeMap::new(),
             quiet_since: BTreeMap::new(),
+            due: BTreeMap::new(),
+            busy: BTreeMap::new(),
             releases: Vec::new(),
             failed: BTreeSet::new(),
         }
@@ -154,8 +189,15 @@ impl Oracle {
         self.ops.len()
     }
 
+    pub fn ttl_ms(&self, op: usize) -> u64 {
+        self.ops[op].ttl_ms
+    }
+
     fn owner(&self, session: usize, resource: &[u8], ttl_ms: u64) -> usize {
-        let owns = |op: &Op| op.is_running && op.session == session && op.resource == resource && op.ttl_ms == ttl_ms;
+        let owns = |op: &Op| {
+            let wants = op.resources.iter().any(|wanted| wanted == resource);
+            op.is_running && op.session == session && op.ttl_ms == ttl_ms && wants
+        };
         self.ops.iter().rposition(owns).unwrap_or(usize::MAX)
     }
 }
@@ -172,7 +214,16 @@ impl World {
     /// between.
     pub fn lock_bound(&self, ttl_ms: u64) -> Nanos {
         let patience = (ttl_ms * MS / 2).min(500 * MS);
+        if let Some(timeout) = self.plan.timeout {
+            return timeout + if self.is_quick(ttl_ms) { 16 * self.plan.longest_delay() } else { self.release_bound() };
+        }
         self.plan.tries * (patience + self.release_bound()) + (self.plan.tries - 1) * self.plan.retry_delay
+    }
+
+    /// Whether nothing ever goes wrong, and there is time enough for everything.
+    pub fn is_quick(&self, ttl_ms: u64) -> bool {
+        let time_enough = ttl_ms * MS / 2 > 16 * self.plan.longest_delay() && self.plan.is_patient();
+        self.is_calm() && time_enough && !self.plan.is_crowded()
     }
 
     pub fn begin_operation(
@@ -182,13 +233,15 @@ impl World {
         request: &acquire::Request,
         bound: Nanos,
     ) -> usize {
-        let (resource, ttl_ms, fenced) = (request.resources[0].clone(), request.ttl_ms, request.fencing);
+        let (resources, ttl_ms, fenced) = (request.resources.clone(), request.ttl_ms, request.fencing);
         let op = self.oracle.ops.len();
         let client = self.seats[session].client;
-        let others = self.oracle.ops.iter_mut().filter(|other| other.is_running && other.resource == resource);
+        let others = self.oracle.ops.iter_mut().filter(|other| other.is_running && other.meets(&resources));
         let competing = others.map(|other| other.is_contended = true).count() > 0;
-        let held = self.nodes.iter().any(|node| node.master.holder(&resource).is_some());
-        let quiet = self.oracle.quiet_since.get(&resource).copied().unwrap_or(0);
+        let is_held = |resource: &Vec<u8>| self.nodes.iter().any(|node| node.master.holder(resource).is_some());
+        let held = resources.iter().any(is_held);
+        let quiet = resources.iter().filter_map(|resource| self.oracle.quiet_since.get(resource)).max();
+        let quiet = quiet.copied().unwrap_or(0);
         let restless = quiet > 0 && self.now() < quiet + 4 * self.plan.longest_delay();
         let is_contended = competing || held || restless;
         let linked = |master| {
@@ -201,7 +254,7 @@ impl World {
             worker,
             client,
             session,
-            resource,
+            resources,
             ttl_ms,
             fenced,
             began: self.now(),
@@ -209,9 +262,13 @@ impl World {
             paused_before: self.clients[client].paused_in_all,
             bound,
             is_running: true,
+            is_waiting: true,
+            is_cancelled: false,
             is_contended,
             is_linked,
             keys: Vec::new(),
+            stirred: 0,
+            last_tried: self.now(),
         });
         self.say(|| format!("worker {worker} locks, op {op}"));
         op
@@ -224,16 +281,30 @@ impl World {
         let entry = &mut self.oracle.ops[op];
         (entry.began, entry.began_local, entry.paused_before, entry.bound) = (now, began_local, paused_before, bound);
         let worker = entry.worker;
+        self.stir(op);
         self.say(|| format!("worker {worker} unlocks, op {op}"));
     }
 
+    /// The caller has given up: its answer comes when what it may have taken is released.
+    pub fn note_cancelled(&mut self, op: usize) {
+        let release_bound = self.release_bound();
+        let entry = &mut self.oracle.ops[op];
+        let clock = &self.clients[entry.client].clock;
+        entry.is_cancelled = true;
+        entry.bound = entry.bound.min(clock.steady() - entry.began_local + release_bound);
+    }
+
     fn check_deadline(&mut self, op: usize) {
-        let entry = &self.oracle.ops[op];
-        let client = &self.clients[entry.client];
-        let took = client.clock.steady() - entry.began_local;
-        let paused = (client.paused_in_all - entry.paused_before) / 100 * 101;
-        if took > entry.bound + paused + MS {
-            let what = format!("op {op} took {} ms of {} ms", took / MS, (entry.bound + paused) / MS);
+        let Op { worker, began_local, paused_before, bound, .. } = self.oracle.ops[op];
+        self.check_duration(worker, began_local, paused_before, bound, "an operation");
+    }
+
+    pub fn check_duration(&mut self, worker: usize, began: Nanos, paused_before: Nanos, bound: Nanos, what: &str) {
+        let client = &self.clients[self.workers[worker].client];
+        let took = client.clock.steady() - began;
+        let paused = (client.paused_in_all - paused_before) / 100 * 101;
+        if took > bound + paused + MS {
+            let what = format!("{what} of worker {worker} took {} ms of {} ms", took / MS, (bound + paused) / MS);
             self.violation(Rule::Overdue, &what);
         }
     }
@@ -243,18 +314,19 @@ impl World {
         if let Some((resource, key, ttl_ms)) = taking(request) {
             return self.note_set(conn, resource, key, ttl_ms);
         }
-        let key = match request[0].as_slice() {
-            b"DELIFEQ" => &request[2],
-            b"DELEX" => &request[3],
-            b"EVAL" | b"EVALSHA" if request[2] == b"1" => &request[4],
+        let words: Vec<&[u8]> = request.iter().map(Vec::as_slice).collect();
+        let (resource, key) = match *words {
+            [b"DELIFEQ", resource, key] => (resource, key),
+            [b"DELEX", resource, _, key] => (resource, key),
+            [b"EVAL" | b"EVALSHA", _, b"1", resource, key] => (resource, key),
             _ => return,
         };
-        self.check_overtaken(conn, key);
-        self.conns[conn].released.push(key.clone());
-        self.oracle.releases.push((conn, key.clone()));
+        self.check_overtaken(conn, resource, key);
+        self.conns[conn].released.push((resource.to_vec(), key.to_vec()));
+        self.oracle.releases.push((conn, key.to_vec()));
     }
 
-    fn check_overtaken(&mut self, conn: usize, key: &[u8]) {
+    fn check_overtaken(&mut self, conn: usize, resource: &[u8], key: &[u8]) {
         let there = |here: &Conn| (here.client, here.master);
         let slower = self.oracle.attempts.get(key).into_iter().flat_map(|attempt| &attempt.conns).find(|&&other| {
             let here = &self.conns[other];
@@ -262,7 +334,7 @@ impl World {
                 && there(here) == there(&self.conns[conn])
                 && here.is_held
                 && !open(&here.wire).is_over()
-                && !here.answered.iter().chain(&here.released).any(|done| done == key)
+                && !here.answered.iter().chain(&here.released).any(|(name, done)| name == resource && done == key)
         });
         if let Some(&other) = slower {
             let what = format!("SET {} on connection {other}, by its release on {conn}", key.escape_ascii());
@@ -278,17 +350,18 @@ impl World {
         let turn = self.seats[session].turns;
         let attempt = self.oracle.attempts.get_mut(key).unwrap();
         attempt.conns.push(conn);
+        let (op, granted) = (attempt.op, attempt.granted);
         let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.plan.is_crowded();
-        self.conns[conn].set.push(key.to_vec());
-        if late {
-            self.violation(Rule::TooLate, &format!("SET {} on connection {conn}", key.escape_ascii()));
+        self.conns[conn].set.push((resource.to_vec(), key.to_vec()));
+        if late && !(granted && self.may_retake(op)) {
+            let rule = if granted { Rule::Revived } else { Rule::TooLate };
+            self.violation(rule, &format!("SET {} on connection {conn}", key.escape_ascii()));
         }
     }
 
     /// A new key: the attempt before it came to nothing.
     fn begin_attempt(&mut self, op: usize, key: &[u8]) {
-        let (began, facts) = (self.now(), vec![Facts::default(); self.oracle.masters]);
-        let attempt = Attempt { op, began, facts, conns: Vec::new(), decided: None };
+        let attempt = Attempt { op, began: self.now(), ..Attempt::default() };
         self.oracle.attempts.insert(key.to_vec(), attempt);
         if op == usize::MAX {
             if !self.plan.is_crowded() {
@@ -296,6 +369,8 @@ impl World {
             }
             return;
         }
+        self.check_wait(op);
+        self.oracle.ops[op].last_tried = self.now();
         let keys = &mut self.oracle.ops[op].keys;
         let before = keys.last().cloned();
         keys.push(key.to_vec());
@@ -331,7 +406,8 @@ impl World {
         for conn in self.oracle.attempts[key].conns.clone() {
             let here = &self.conns[conn];
             let could = here.is_held && !open(&here.wire).is_over() && !self.plan.is_crowded();
-            if could && !here.released.iter().any(|released| released == key) {
+            let is_followed = |taken: &Taken| taken.1 != key || here.released.contains(taken);
+            if could && !here.set.iter().all(is_followed) {
                 self.violation(Rule::NotFollowed, &format!("SET {} on connection {conn}", key.escape_ascii()));
             }
         }
@@ -343,8 +419,10 @@ impl World {
         if self.plan.is_crowded() || open(&here.wire).is_over() {
             return;
         }
-        let left = here.set.iter().find(|key| !here.answered.contains(key) && !here.released.contains(key));
-        if let Some(key) = left {
+        let count = |list: &[Taken], taken: &Taken| list.iter().filter(|one| *one == taken).count();
+        let is_answered = |taken: &Taken| count(&here.answered, taken) >= count(&here.set, taken);
+        let left = here.set.iter().find(|taken| !is_answered(taken) && !here.released.contains(taken));
+        if let Some((_, key)) = left {
             let what = format!("SET {} on connection {conn}, given up", key.escape_ascii());
             self.violation(Rule::NotFollowed, &what);
         }
@@ -353,28 +431,43 @@ impl World {
     /// A master carried out a command.
     pub fn note_done(&mut self, conn: usize, did: &Did) {
         let master = self.conns[conn].master;
-        let fact = |oracle: &mut Oracle, key: &[u8], note: fn(&mut Facts)| {
-            if let Some(attempt) = oracle.attempts.get_mut(key) {
-                note(&mut attempt.facts[master]);
-            }
-        };
-        match did {
+        let (resource, key, note): (_, _, fn(&mut Facts)) = match did {
             Did::Set { resource, key, granted: true, ttl_ms } => {
-                fact(&mut self.oracle, key, |facts| facts.granted = true);
-                // The slowest clock there is, and 2 ms for its milliseconds.
-                let at = self.now() + ttl_ms * MS / 1000 * 1006 + 2 * MS;
-                self.schedule(at, Event::Outlived { master, resource: resource.clone(), key: key.clone() });
+                self.note_kept(master, resource, key, *ttl_ms);
+                (resource, key, |facts| facts.granted = true)
             }
-            Did::Set { key, granted: false, .. } => fact(&mut self.oracle, key, |facts| facts.refused = true),
-            Did::Got { value: Some(key) } => fact(&mut self.oracle, key, |facts| facts.shown = true),
-            Did::Released { key, gone: true } => fact(&mut self.oracle, key, |facts| facts.released = true),
-            Did::Released { key, gone: false } => fact(&mut self.oracle, key, |facts| facts.absent = true),
-            Did::Got { value: None } | Did::Refused | Did::Other => {}
+            Did::Set { resource, key, granted: false, .. } => (resource, key, |facts| facts.refused = true),
+            Did::Got { resource, value: Some(key) } => (resource, key, |facts| facts.shown = true),
+            Did::Extended { resource, key, found: Some(found), ttl_ms } if found == key => {
+                self.note_kept(master, resource, key, *ttl_ms);
+                (resource, key, |facts| facts.extended = true)
+            }
+            Did::Extended { resource, key, found: Some(_), .. } => (resource, key, |facts| facts.taken = true),
+            Did::Extended { resource, key, found: None, .. } => (resource, key, |facts| facts.not_there = true),
+            Did::Released { resource, key, gone: true } => {
+                self.oracle.busy.insert((master, resource.clone()), self.now());
+                (resource, key, |facts| facts.released = true)
+            }
+            Did::Released { resource, key, gone: false } => (resource, key, |facts| facts.absent = true),
+            Did::Got { value: None, .. } | Did::Refused | Did::Other => return,
+        };
+        if let Some(attempt) = self.oracle.attempts.get_mut(key) {
+            note(attempt.facts.entry((master, resource.clone())).or_default());
         }
     }
 
+    /// A master keeps a key from now on, for as long as it was told.
+    fn note_kept(&mut self, master: usize, resource: &[u8], key: &[u8], ttl_ms: u64) {
+        // The slowest clock there is, and 2 ms for its milliseconds.
+        let at = self.now() + ttl_ms * MS / 1000 * 1006 + 2 * MS;
+        self.oracle.due.insert((master, resource.to_vec(), key.to_vec()), at);
+        self.oracle.busy.insert((master, resource.to_vec()), at);
+        self.schedule(at, Event::Outlived { master, resource: resource.to_vec(), key: key.to_vec() });
+    }
+
     pub fn check_outlived(&mut self, master: usize, resource: &[u8], key: &[u8]) {
-        if self.nodes[master].master.holder(resource) == Some(key) {
+        let is_due = self.oracle.due[&(master, resource.to_vec(), key.to_vec())] <= self.now();
+        if is_due && self.nodes[master].master.holder(resource) == Some(key) {
             self.violation(Rule::Outlived, &format!("{} on master {master}", key.escape_ascii()));
         }
     }
@@ -386,45 +479,64 @@ impl World {
         self.say(|| format!("op {op}: GRANTED {} for {} ms", key.escape_ascii(), held.validity_ms));
         self.oracle.grants += 1;
         let entry = &mut self.oracle.ops[op];
-        let (client, resource, is_contended) = (entry.client, entry.resource.clone(), entry.is_contended);
-        self.oracle.contended += u64::from(is_contended);
+        entry.is_waiting = false;
+        self.oracle.contended += u64::from(entry.is_contended);
+        self.check_turn(op);
+        self.stir(op);
         self.check_deadline(op);
-        self.check_votes(key, &held.votes);
+        self.check_votes(op, key, &held.votes);
         self.check_at_once(op, true);
+        self.check_token(op, held.token);
         if let Some(attempt) = self.oracle.attempts.get_mut(key) {
+            attempt.granted = true;
             attempt.decided.get_or_insert(self.seats[self.oracle.ops[op].session].turns);
         }
-        let rival = self.oracle.beliefs.iter().find(|other| other.resource == resource && self.believes(other));
-        if let Some(rival) = rival {
-            let what = format!("clients {} and {client} hold {}", rival.client, resource.escape_ascii());
-            self.violation(Rule::TwoHolders, &what);
-        }
-        self.check_token(op, &resource, held.token);
-        let until = self.clients[client].clock.steady() + held.validity_ms * MS;
-        self.oracle.beliefs.push(Belief { client, resource, key: key.clone(), until });
+        self.begin_belief(op, key, held.validity_ms);
     }
 
-    fn check_token(&mut self, op: usize, resource: &[u8], token: Option<Token>) {
+    /// The client of `op` believes to hold its lock for this long.
+    pub fn begin_belief(&mut self, op: usize, key: &[u8], validity_ms: u64) {
+        let Op { client, ref resources, .. } = self.oracle.ops[op];
+        let resources = resources.clone();
+        let rivals = |other: &&Belief| other.resources.iter().any(|resource| resources.contains(resource));
+        let rival = self.oracle.beliefs.iter().filter(rivals).find(|other| self.believes(other));
+        if let Some(rival) = rival {
+            let what = format!("clients {} and {client} hold what op {op} wanted", rival.client);
+            self.violation(Rule::TwoHolders, &what);
+        }
+        let until = self.clients[client].clock.steady() + validity_ms * MS;
+        self.oracle.beliefs.push(Belief { client, resources, key: key.to_vec(), until });
+    }
+
+    fn check_token(&mut self, op: usize, token: Option<Token>) {
         let number = token.map(|token| token.number);
         self.remember(&number);
         self.oracle.tokens += u64::from(token.is_some());
         self.oracle.tokens_at_once += u64::from(token.is_some_and(|token| token.at_once));
-        let last = self.oracle.greatest.get(resource).copied().unwrap_or(0);
+        let resources = self.oracle.ops[op].resources.clone();
+        let last = resources.iter().filter_map(|resource| self.oracle.greatest.get(resource)).max();
+        let last = last.copied().unwrap_or(0);
         if token.is_some() != self.oracle.ops[op].fenced || number.is_some_and(|number| number <= last) {
             self.violation(Rule::TokenOrder, &format!("op {op}: {token:?} after {last}"));
         }
-        self.oracle.greatest.insert(resource.to_vec(), last.max(number.unwrap_or(0)));
+        for resource in resources {
+            let greatest = self.oracle.greatest.entry(resource).or_default();
+            *greatest = (*greatest).max(number.unwrap_or(0));
+        }
     }
 
     /// A lock was not granted.
     pub fn note_refused(&mut self, op: usize, votes: &[Vote]) {
         self.remember(&(op, votes.len()));
         self.say(|| format!("op {op}: refused {votes:?}"));
+        self.check_wait(op);
+        self.oracle.ops[op].is_waiting = false;
         self.check_deadline(op);
         if let Some(key) = self.oracle.ops[op].keys.last().cloned() {
-            // With small send buffers the key of the last try may not have been written to the end.
-            if !self.plan.is_crowded() {
-                self.check_votes(&key, votes);
+            // With small send buffers the key of the last try may not have been written to the end; where a timeout cut
+            // that try short, the votes are of the one before.
+            if !self.plan.is_crowded() && self.plan.timeout.is_none() {
+                self.check_votes(op, &key, votes);
             }
             self.note_failed(key);
         }
@@ -438,11 +550,13 @@ impl World {
         self.say(|| format!("op {op}: unlocked {answers:?}"));
         self.check_deadline(op);
         for (master, answer) in answers.iter().enumerate() {
-            let Some(attempt) = self.oracle.attempts.get(key) else { continue };
-            let facts = &attempt.facts[master];
+            if !self.oracle.attempts.contains_key(key) {
+                continue;
+            }
+            let facts = self.facts_of(op, key, master);
             let is_true = match answer {
-                Ok(Release::Released) => facts.released,
-                Ok(Release::Absent) => facts.absent,
+                Ok(Release::Released) => facts.iter().all(|facts| facts.released),
+                Ok(Release::Absent) => facts.iter().any(|facts| facts.absent),
                 Err(error) => !is_foreign(error),
             };
             if !is_true {
@@ -453,21 +567,38 @@ impl World {
         self.end_operation(op);
         let at = self.now() + 12 * self.plan.longest_delay();
         self.schedule(at, Event::LookForKey { key: key.to_vec() });
+        // Nor does it come back.
+        self.schedule(at + self.plan.ttl_ms * MS / 2, Event::LookForKey { key: key.to_vec() });
+    }
+
+    /// What a master really did with a key, for each of its resources.
+    pub fn facts_of(&self, op: usize, key: &[u8], master: usize) -> Vec<Facts> {
+        let facts = self.oracle.attempts.get(key).map(|attempt| &attempt.facts);
+        let fact = |resource: &Vec<u8>| facts?.get(&(master, resource.clone())).cloned();
+        self.oracle.ops[op].resources.iter().map(|resource| fact(resource).unwrap_or_default()).collect()
+    }
+
+    /// How many masters have all resources with this key.
+    pub fn masters_with(&self, resources: &[Vec<u8>], key: &[u8]) -> usize {
+        let has = |node: &super::world::Node, resource: &Vec<u8>| node.master.holder(resource) == Some(key);
+        self.nodes.iter().filter(|node| resources.iter().all(|resource| has(node, resource))).count()
     }
 
     fn end_operation(&mut self, op: usize) {
         let now = self.now();
         let entry = &mut self.oracle.ops[op];
-        entry.is_running = false;
-        self.oracle.quiet_since.insert(entry.resource.clone(), now);
+        (entry.is_running, entry.last_tried) = (false, now);
+        for resource in &entry.resources {
+            self.oracle.quiet_since.insert(resource.clone(), now);
+        }
     }
 
-    fn check_votes(&mut self, key: &[u8], votes: &[Vote]) {
+    fn check_votes(&mut self, op: usize, key: &[u8], votes: &[Vote]) {
         for (master, vote) in votes.iter().enumerate() {
-            let facts = self.oracle.attempts.get(key).map(|attempt| attempt.facts[master].clone()).unwrap_or_default();
+            let facts = self.facts_of(op, key, master);
             let is_true = match vote {
-                Ok(Grant::Granted) => facts.granted,
-                Ok(Grant::Refused) => facts.refused,
+                Ok(Grant::Granted) => facts.iter().all(|facts| facts.granted),
+                Ok(Grant::Refused) => facts.iter().any(|facts| facts.refused),
                 Err(error) => !is_foreign(error),
             };
             if !is_true {
@@ -483,8 +614,7 @@ impl World {
         // A token may take another wait of the same length, and a second round with a script not sent before.
         let for_token = if entry.fenced { 3 } else { 0 };
         let round_trips = for_token + if entry.is_linked { 1 } else { 7 };
-        let time_enough = entry.ttl_ms * MS / 2 > 16 * longest && self.plan.is_patient();
-        if !self.is_calm() || entry.is_contended || !time_enough || self.plan.is_crowded() {
+        if entry.is_contended || !self.is_quick(entry.ttl_ms) {
             return;
         }
         let took = self.now() - entry.began;
@@ -513,8 +643,7 @@ impl World {
         let mut beliefs = std::mem::take(&mut self.oracle.beliefs);
         beliefs.retain(|belief| self.believes(belief));
         for belief in &beliefs {
-            let stands = |node: &&super::world::Node| node.master.holder(&belief.resource) == Some(&*belief.key);
-            let count = self.nodes.iter().filter(stands).count();
+            let count = self.masters_with(&belief.resources, &belief.key);
             if count < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
                 let what = format!("client {} has {} on {count} masters", belief.client, belief.key.escape_ascii());
                 self.violation(Rule::NoQuorum, &what);
@@ -526,9 +655,10 @@ impl World {
     pub fn look_for_key(&mut self, key: &[u8]) {
         let Some(attempt) = self.oracle.attempts.get(key) else { return };
         let Some(op) = self.oracle.ops.get(attempt.op) else { return };
-        let (client, resource, began) = (op.client, op.resource.clone(), attempt.began);
+        let (client, resources, began) = (op.client, op.resources.clone(), attempt.began);
         for master in 0..self.nodes.len() {
-            let there = self.nodes[master].master.holder(&resource) == Some(key);
+            let is_there = |resource: &Vec<u8>| self.nodes[master].master.holder(resource) == Some(key);
+            let there = resources.iter().any(is_there);
             if there && self.was_within_reach(client, master, began) {
                 self.violation(Rule::LeftBehind, &format!("{} on master {master}", key.escape_ascii()));
             }
@@ -549,10 +679,13 @@ impl World {
         if let Some(op) = running {
             self.violation(Rule::Overdue, &format!("op {op} never ended"));
         }
+        if !self.extensions.is_empty() {
+            self.violation(Rule::Overdue, "an extension never ended");
+        }
     }
 }
 
 /// No master here answers like that: it was the answer to something else.
-fn is_foreign(error: &Error) -> bool {
+pub fn is_foreign(error: &Error) -> bool {
     error.to_string().starts_with("unexpected reply")
 }

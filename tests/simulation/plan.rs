@@ -87,12 +87,24 @@ pub struct Plan {
     pub piece: usize,
     pub room: usize,
     pub pushes: bool,
+    /// Which masters do not tell who reads a key of its changes.
+    pub untracked: Vec<bool>,
+    /// How many of the pushes that were asked for never come.
+    pub lost_pushes: f64,
     pub resources: usize,
     /// How many of the callers want a fencing token.
     pub fenced: f64,
+    /// How many callers want several resources at once.
+    pub several: f64,
+    /// How many holders extend by hand, and how many have a keeper do so.
+    pub extends: f64,
+    pub keeps: f64,
+    pub cancels: f64,
     pub ttl_ms: u64,
     pub tries: u64,
     pub retry_delay: Nanos,
+    /// How long callers wait at most; without bound for their tries then.
+    pub timeout: Option<Nanos>,
     pub socket_timeout: Nanos,
     /// When, and after how many operations, nobody begins anything new.
     pub end: Nanos,
@@ -105,7 +117,8 @@ impl Plan {
     /// The plan of `seed`; the same whatever bug is planted.
     pub fn new(seed: u64, broken: Option<Broken>) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let masters = (0..random.random_range(1..=7)).map(|_| (kind(&mut random), ppm(&mut random))).collect();
+        let masters: Vec<_> = (0..random.random_range(1..=7)).map(|_| (kind(&mut random), ppm(&mut random))).collect();
+        let untracked = masters.iter().map(|_| random.random_bool(0.1)).collect();
         let clients = (0..random.random_range(2..=6)).map(|_| client(&mut random)).collect();
         let ttl_ms = log_uniform(&mut random, 30, 4000);
         let end = (8 * ttl_ms * MS).clamp(2 * SECOND, 10 * SECOND);
@@ -119,11 +132,18 @@ impl Plan {
             piece: if random.random_bool(0.2) { random.random_range(1..=9) } else { usize::MAX },
             room: if random.random_bool(0.1) { random.random_range(20..=200) } else { 1 << 16 },
             pushes: random.random_bool(0.2),
-            resources: random.random_range(1..=2),
-            fenced: *[0.0, 0.5, 1.0, 1.0].choose(&mut random).unwrap(),
+            untracked,
+            lost_pushes: *[0.0, 0.0, 0.1, 0.5].choose(&mut random).unwrap(),
+            resources: random.random_range(1..=3),
+            fenced: *[0.0, 0.0, 0.5, 1.0].choose(&mut random).unwrap(),
+            several: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
+            extends: *[0.0, 0.3].choose(&mut random).unwrap(),
+            keeps: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
+            cancels: *[0.05, 0.05, 0.3].choose(&mut random).unwrap(),
             ttl_ms,
             tries: log_uniform(&mut random, 1, 20),
             retry_delay: log_uniform(&mut random, 2, 200) * MS,
+            timeout: None,
             socket_timeout: log_uniform(&mut random, 20, 1000) * MS,
             end,
             operations: random.random_range(15..=45),
@@ -131,6 +151,7 @@ impl Plan {
             broken,
         };
         plan.draw_delays(&mut random);
+        plan.draw_patience(&mut random);
         if broken.is_some() {
             plan.break_it(&mut random);
         } else if random.random_bool(0.85) {
@@ -165,6 +186,15 @@ impl Plan {
         let most = log_uniform(random, 50, 15_000) * 1000;
         let mut row = || (0..self.masters.len()).map(|_| random.random_range(most / 4..=most)).collect();
         self.delays = (0..self.clients.len()).map(|_| row()).collect();
+    }
+
+    /// In some worlds callers wait for as long as a timeout allows, with pauses that only their end would be missed in.
+    fn draw_patience(&mut self, random: &mut StdRng) {
+        if random.random_bool(0.4) {
+            self.tries = u64::MAX;
+            self.retry_delay = log_uniform(random, 5, 2000) * MS;
+            self.timeout = Some(log_uniform(random, self.ttl_ms / 2, 6 * self.ttl_ms + 2000) * MS);
+        }
     }
 
     fn draw_faults(&mut self, random: &mut StdRng) {
@@ -240,7 +270,7 @@ fn client(random: &mut StdRng) -> ClientPlan {
         workers: if sharing == Sharing::Pool {
             random.random_range(1..=4)
         } else {
-            *[1, 1, 2, 3].choose(random).unwrap()
+            *[1, 1, 2, 3, 6].choose(random).unwrap()
         },
     }
 }

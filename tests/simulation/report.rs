@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 13] = [
+    const BUGS: [Bug; 22] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -76,6 +76,15 @@ mod planted_bugs {
         Bug::LendAny,
         Bug::AcceptEqual,
         Bug::NoWriteBack,
+        Bug::ReviveByExtend,
+        Bug::AbsentExtends,
+        Bug::LateRetake,
+        Bug::StaleExtension,
+        Bug::KeeperGoesOn,
+        Bug::PartialRelease,
+        Bug::TrustPushes,
+        Bug::AskAgain,
+        Bug::NoLine,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

@@ -82,5 +82,10 @@ impl Protocol {
     }
 }
 
+/// What is pushed when a key that was read has changed.
+pub fn invalidate(resource: &[u8]) -> Vec<u8> {
+    [b">2\r\n$10\r\ninvalidate\r\n*1\r\n".as_slice(), &bulk(resource)].concat()
+}
+
 /// A push that nobody asked for and that answers nothing.
 pub const PUSH: &[u8] = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$5\r\nother\r\n";

@@ -19,11 +19,18 @@ pub struct Seeds {
     first: u64,
     count: u64,
     lasting: Option<Duration>,
+    /// How many failures are enough to stop.
+    enough: usize,
 }
 
 impl Seeds {
     pub const fn range(first: u64, count: u64) -> Self {
-        Self { first, count, lasting: None }
+        Self { first, count, lasting: None, enough: usize::MAX }
+    }
+
+    /// The same, as long as fewer than `enough` have failed.
+    pub const fn until(self, enough: usize) -> Self {
+        Self { enough, ..self }
     }
 
     /// `SEEDS` of them, or as many as `SECONDS` allow, or `count`; `FIRST_SEED` says where to start.
@@ -34,6 +41,7 @@ impl Seeds {
             first: from_environment("FIRST_SEED").unwrap_or(first),
             count: from_environment("SEEDS").unwrap_or(count),
             lasting,
+            enough: if lasting.is_some() { 100 } else { usize::MAX },
         }
     }
 }
@@ -57,6 +65,7 @@ pub struct Run {
     pub contended: u64,
     pub tokens: u64,
     pub tokens_at_once: u64,
+    pub extensions: u64,
     pub took: Duration,
     /// The seeds in which something was violated, with what.
     pub failures: BTreeMap<u64, BTreeMap<Rule, String>>,
@@ -85,6 +94,7 @@ impl Run {
         self.contended += outcome.contended;
         self.tokens += outcome.tokens;
         self.tokens_at_once += outcome.tokens_at_once;
+        self.extensions += outcome.extensions;
         if !outcome.violations.is_empty() {
             self.failures.insert(seed, outcome.violations);
         }
@@ -97,6 +107,7 @@ impl Run {
         self.contended += other.contended;
         self.tokens += other.tokens;
         self.tokens_at_once += other.tokens_at_once;
+        self.extensions += other.extensions;
         self.failures.extend(other.failures);
         self
     }
@@ -104,13 +115,13 @@ impl Run {
 
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seeds, events, grants, contended, tokens, tokens_at_once, took, failures } = self;
+        let Self { seeds, events, grants, contended, tokens, tokens_at_once, extensions, took, failures } = self;
         let rate = *seeds as f64 / took.as_secs_f64();
         write!(f, "{seeds} seeds in {:.1} s ({rate:.0} seeds/s): ", took.as_secs_f64())?;
         write!(
             f,
             "{grants} locks granted, {contended} of them contended, {tokens} with a token, {tokens_at_once} of those at \
-             once, {events} events, {} seeds failed",
+             once, {extensions} extensions, {events} events, {} seeds failed",
             failures.len()
         )
     }
@@ -139,7 +150,7 @@ pub fn run(seeds: Seeds, bug: Option<Bug>, broken: Option<Broken>) -> Run {
         let mut run = Run::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed - seeds.first >= seeds.count || is_over() || run.failures.len() >= most_failures(seeds) {
+            if seed - seeds.first >= seeds.count || is_over() || run.failures.len() >= seeds.enough {
                 return run;
             }
             run.add(seed, one(seed, bug, broken, false));
@@ -152,9 +163,4 @@ pub fn run(seeds: Seeds, bug: Option<Bug>, broken: Option<Broken>) -> Run {
     });
     run.took = BootClock.now().since(began);
     run
-}
-
-/// A soak may stop once it has found enough to look at; a table counts every seed.
-const fn most_failures(seeds: Seeds) -> usize {
-    if seeds.lasting.is_some() { 100 } else { usize::MAX }
 }

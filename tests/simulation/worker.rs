@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use rand::RngExt;
+use rand::seq::SliceRandom;
 use redlock::engine::acquire::{Held, Request, Vote, acquire};
 use redlock::engine::release::{Answer, release};
 use redlock::host::pool::{self, Idle};
@@ -12,13 +13,14 @@ use redlock::quorum;
 use redlock::script::Claim;
 use tokio::sync::oneshot;
 
+use super::extending::Hold;
 use super::plan::{Sharing, log_uniform};
 use super::time::{MS, Nanos};
 use super::world::{Event, World};
 
 /// One caller: a thread or a task of a client.
 pub struct Worker {
-    client: usize,
+    pub client: usize,
     number: usize,
     /// The session it always uses, unless it takes one from the pool.
     session: Option<usize>,
@@ -34,10 +36,7 @@ pub enum Doing {
         result: oneshot::Receiver<Result<Held, Vec<Vote>>>,
         cancel: Option<oneshot::Sender<()>>,
     },
-    Holding {
-        op: usize,
-        claim: Arc<Claim>,
-    },
+    Holding(Hold),
     Unlocking {
         op: usize,
         session: usize,
@@ -99,7 +98,7 @@ impl World {
         }
         match std::mem::replace(&mut self.workers[worker].doing, Doing::Resting) {
             Doing::Resting if self.may_begin() => self.begin_lock(worker),
-            Doing::Holding { op, claim } => self.begin_unlock(worker, op, claim),
+            Doing::Holding(hold) => self.finish(worker, hold),
             other => self.workers[worker].doing = other,
         }
     }
@@ -110,17 +109,16 @@ impl World {
 
     fn begin_lock(&mut self, worker: usize) {
         let session = self.take_session(worker, None);
-        let resource = format!("lock-{}", self.random.random_range(0..self.plan.resources)).into_bytes();
         // The TTL tells the callers of one session apart, for a SET says nothing else of who wanted it.
-        let ttl_ms = self.plan.ttl_ms / 4 * 4 + self.workers[worker].number as u64;
+        let ttl_ms = self.plan.ttl_ms / 8 * 8 + self.workers[worker].number as u64;
         let request = Request {
-            resources: vec![resource],
+            resources: self.draw_resources(),
             ttl_ms,
             drift_ms: ttl_ms / 100 + 2,
             quorum: quorum::majority(self.nodes.len()),
             tries: self.plan.tries,
             retry_delay: Duration::from_nanos(self.plan.retry_delay),
-            timeout: None,
+            timeout: self.plan.timeout.map(Duration::from_nanos),
             script: Arc::default(),
             key: None,
             fencing: self.random.random_bool(self.plan.fenced),
@@ -132,13 +130,22 @@ impl World {
             .start(move |masters| async move { acquire(&masters, &request, cancelled.fuse()).await });
         self.workers[worker].doing = Doing::Locking { op, session, result, cancel: Some(cancel) };
         self.seats[session].dirty = true;
-        if self.random.random_bool(0.05) && !self.is_calm() {
-            let at = self.now() + log_uniform(&mut self.random, 1000, 500 * MS);
+        if self.random.random_bool(self.plan.cancels) && !self.is_calm() {
+            let at = self.now() + log_uniform(&mut self.random, 1000, 2000 * MS);
             self.schedule(at, Event::Cancel { worker, op });
         }
     }
 
-    fn begin_unlock(&mut self, worker: usize, op: usize, claim: Arc<Claim>) {
+    /// One, or several in an order that is nobody else's.
+    fn draw_resources(&mut self) -> Vec<Vec<u8>> {
+        let mut names: Vec<_> = (0..self.plan.resources).map(|name| format!("lock-{name}").into_bytes()).collect();
+        names.shuffle(&mut self.random);
+        let several = self.random.random_bool(self.plan.several);
+        names.truncate(if several { 3 } else { 1 });
+        names
+    }
+
+    pub fn begin_unlock(&mut self, worker: usize, op: usize, claim: Arc<Claim>) {
         self.end_belief(&claim.key);
         let session = self.take_session(worker, Some(&claim.key));
         self.restart_operation(op, self.release_bound());
@@ -156,11 +163,12 @@ impl World {
         {
             _ = cancel.send(());
             self.seats[*session].dirty = true;
+            self.note_cancelled(wanted);
         }
     }
 
     /// As the blocking host does: what came in since the last operation comes first.
-    fn take_session(&mut self, worker: usize, key: Option<&[u8]>) -> usize {
+    pub fn take_session(&mut self, worker: usize, key: Option<&[u8]>) -> usize {
         let Worker { client, session, .. } = self.workers[worker];
         let session = session.or_else(|| self.lend(client, key)).unwrap_or_else(|| self.new_session(client));
         self.attend(session);
@@ -185,7 +193,7 @@ impl World {
         self.seats[session].attended = false;
     }
 
-    fn give_session(&mut self, worker: usize, session: usize) {
+    pub fn give_session(&mut self, worker: usize, session: usize) {
         let Worker { client, .. } = self.workers[worker];
         let sharing = self.clients[client].plan.sharing;
         if sharing != Sharing::Loop {
@@ -220,10 +228,7 @@ impl World {
         match result {
             Ok(held) => {
                 self.note_granted(op, &held);
-                let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
-                let at = self.end_of_work(worker, until);
-                self.workers[worker].doing = Doing::Holding { op, claim: held.claim };
-                self.schedule(at, Event::Step { worker });
+                self.hold(worker, op, &held);
             }
             Err(votes) => {
                 self.note_refused(op, &votes);
@@ -241,7 +246,7 @@ impl World {
     }
 
     /// At once, or after a while, or when nothing is left of the lock, or later than that.
-    fn end_of_work(&mut self, worker: usize, until: Nanos) -> Nanos {
+    pub fn end_of_work(&mut self, worker: usize, until: Nanos) -> Nanos {
         let end = self.clients[self.workers[worker].client].clock.when_steady(until);
         let left = end.saturating_sub(self.now());
         match self.random.random_range(0..10) {

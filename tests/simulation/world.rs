@@ -1,6 +1,6 @@
 //! The world: true time, what happens in it in which order, and everybody who is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use redlock::master::endpoint::{Address, Endpoint};
 use redlock::master::guard::Guards;
 use redlock::master::health::{Health, Journal};
 
+use super::extending::Extension;
 use super::master::Master;
 use super::network::{Conn, Item};
 use super::oracle::{Oracle, Rule};
@@ -49,6 +50,12 @@ pub enum Event {
     LookForKey { key: Vec<u8> },
     /// By now a key has outlived its TTL.
     Outlived { master: usize, resource: Vec<u8>, key: Vec<u8> },
+    /// A push that was held up.
+    Push { conn: usize, push: Vec<u8> },
+    /// A master looks whether a key has expired.
+    Reap { master: usize, resource: Vec<u8> },
+    /// A holder, or its keeper, extends.
+    Extend { worker: usize, op: usize },
 }
 
 /// A master as the world knows it: whether it runs.
@@ -108,6 +115,7 @@ pub struct Outcome {
     pub contended: u64,
     pub tokens: u64,
     pub tokens_at_once: u64,
+    pub extensions: u64,
     pub trace: Vec<String>,
 }
 
@@ -120,6 +128,10 @@ pub struct World {
     pub seats: Vec<Seat>,
     pub workers: Vec<Worker>,
     pub conns: Vec<Conn>,
+    /// Who is to be told of the next change of what: master, resource, connection.
+    pub watches: BTreeSet<(usize, Vec<u8>, usize)>,
+    /// Extensions under way.
+    pub extensions: Vec<Extension>,
     /// Until when nothing gets through, by client and master.
     pub blocked: Vec<Vec<Nanos>>,
     /// When the last trouble between them ends, by client and master.
@@ -145,10 +157,12 @@ impl World {
             seats: Vec::new(),
             workers: Vec::new(),
             conns: Vec::new(),
+            watches: BTreeSet::new(),
+            extensions: Vec::new(),
             blocked: quiet.clone(),
             trouble: quiet,
             deeds: Arc::default(),
-            oracle: Oracle::new(plan.masters.len()),
+            oracle: Oracle::new(),
             truth,
             queue: BTreeMap::new(),
             scheduled: 0,
@@ -164,7 +178,8 @@ impl World {
 
     fn populate(&mut self) {
         for (index, &(kind, ppm)) in self.plan.masters.iter().enumerate() {
-            let master = Master::new(index, kind, Clock::new(&self.truth, ppm, SECOND));
+            let mut master = Master::new(index, kind, Clock::new(&self.truth, ppm, SECOND));
+            master.tracks = !self.plan.untracked[index];
             let (frozen_until, down_until, unpowered_until, loading_until, full_until) = (0, 0, 0, 0, 0);
             self.nodes.push(Node { master, frozen_until, down_until, unpowered_until, loading_until, full_until });
         }
@@ -281,6 +296,7 @@ impl World {
             contended: self.oracle.contended,
             tokens: self.oracle.tokens,
             tokens_at_once: self.oracle.tokens_at_once,
+            extensions: self.oracle.extensions,
             violations: std::mem::take(&mut self.oracle.violations),
             trace: self.trace.take().unwrap_or_default(),
         }
@@ -305,6 +321,9 @@ impl World {
             Event::Forget { conn, command } => self.forget_command(conn, command),
             Event::LookForKey { key } => self.look_for_key(&key),
             Event::Outlived { master, resource, key } => self.check_outlived(master, &resource, &key),
+            Event::Push { conn, push } => self.push(conn, push),
+            Event::Reap { master, resource } => self.reap(master, &resource),
+            Event::Extend { worker, op } => self.step_to_extend(worker, op),
         }
     }
 
@@ -331,6 +350,7 @@ impl World {
         seat.session.turn();
         self.carry_out_deeds();
         self.end_operations(session);
+        self.end_extensions(session);
         self.end_turn(session);
         self.arm(session);
     }

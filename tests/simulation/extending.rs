@@ -1,0 +1,213 @@
+//! The holders: they extend by hand or have a keeper do so, and what that comes to is checked.
+
+use std::sync::Arc;
+
+use rand::RngExt;
+use redlock::clock::Instant;
+use redlock::engine::acquire::Held;
+use redlock::engine::extend::{Answer, Extended, Request, extend};
+use redlock::quorum;
+use redlock::script::{Claim, Extension as Said};
+use tokio::sync::oneshot;
+
+use super::keeper_goes_on;
+use super::oracle::{Rule, is_foreign};
+use super::plan::Sharing;
+use super::time::{MS, Nanos};
+use super::worker::Doing;
+use super::world::{Event, World};
+
+/// What a caller does with a lock that it has.
+pub struct Hold {
+    op: usize,
+    claim: Arc<Claim>,
+    /// When its validity is over, as the engine tells it.
+    expires_at: Instant,
+    /// A keeper extends it.
+    keeps: bool,
+    /// It is to be released as soon as its extension has ended.
+    leaving: bool,
+}
+
+/// An extension under way.
+pub struct Extension {
+    worker: usize,
+    op: usize,
+    session: usize,
+    claim: Arc<Claim>,
+    valid_until: Option<Instant>,
+    began_local: Nanos,
+    paused_before: Nanos,
+    held_at_start: usize,
+    result: oneshot::Receiver<Result<Extended, Vec<Answer>>>,
+}
+
+impl World {
+    /// A lock was granted: work, and extend meanwhile.
+    pub fn hold(&mut self, worker: usize, op: usize, held: &Held) {
+        let keeps = self.random.random_bool(self.plan.keeps);
+        let (claim, expires_at) = (Arc::clone(&held.claim), held.expires_at);
+        let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
+        let mut at = self.end_of_work(worker, until);
+        if keeps {
+            at = self.now() + self.random.random_range(0..=3 * self.plan.ttl_ms * MS);
+            self.extend_after(worker, op, self.plan.ttl_ms * MS / 3);
+        } else if self.random.random_bool(self.plan.extends) {
+            let after = self.random.random_range(0..=self.plan.ttl_ms * MS);
+            self.extend_after(worker, op, after);
+        }
+        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, keeps, leaving: false });
+        self.schedule(at, Event::Step { worker });
+    }
+
+    fn extend_after(&mut self, worker: usize, op: usize, pause: Nanos) {
+        let at = self.now() + pause;
+        self.schedule(at, Event::Extend { worker, op });
+    }
+
+    /// The holder has done its work: it releases, once no keeper extends. Whoever extends by hand may be in the middle
+    /// of it, in another task or thread.
+    pub fn finish(&mut self, worker: usize, mut hold: Hold) {
+        let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
+        let is_busy = |extension: &Extension| extension.op == hold.op && (extension.valid_until.is_some() || own);
+        if keeper_goes_on(self.bug) && hold.keeps && !own {
+            self.begin_extension(worker, &hold);
+        } else if self.extensions.iter().any(is_busy) {
+            hold.leaving = true;
+            self.workers[worker].doing = Doing::Holding(hold);
+            return;
+        }
+        self.begin_unlock(worker, hold.op, hold.claim);
+    }
+
+    pub fn step_to_extend(&mut self, worker: usize, op: usize) {
+        let client = self.workers[worker].client;
+        if self.is_paused(client) {
+            let until = self.clients[client].paused_until;
+            return self.schedule(until, Event::Extend { worker, op });
+        }
+        let doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
+        if let Doing::Holding(hold) = &doing
+            && hold.op == op
+            && !self.extensions.iter().any(|extension| extension.op == op)
+        {
+            self.begin_extension(worker, hold);
+        }
+        self.workers[worker].doing = doing;
+    }
+
+    fn begin_extension(&mut self, worker: usize, hold: &Hold) {
+        let session = self.take_session(worker, Some(&hold.claim.key));
+        let client = self.workers[worker].client;
+        let ttl_ms = self.oracle.ttl_ms(hold.op);
+        let knows = hold.keeps || self.random.random_bool(0.5);
+        let request = Request {
+            claim: Arc::clone(&hold.claim),
+            ttl_ms,
+            drift_ms: ttl_ms / 100 + 2,
+            quorum: quorum::majority(self.nodes.len()),
+            valid_until: knows.then_some(hold.expires_at),
+        };
+        self.say(|| format!("worker {worker} extends, op {}", hold.op));
+        self.stir(hold.op);
+        let valid_until = request.valid_until;
+        let result = self.seats[session].session.start(move |masters| async move { extend(&masters, &request).await });
+        self.seats[session].dirty = true;
+        self.extensions.push(Extension {
+            worker,
+            op: hold.op,
+            session,
+            claim: Arc::clone(&hold.claim),
+            valid_until,
+            began_local: self.clients[client].clock.steady(),
+            paused_before: self.clients[client].paused_in_all,
+            held_at_start: self.masters_with(&hold.claim.resources, &hold.claim.key),
+            result,
+        });
+    }
+
+    /// Take the results of extensions that ended in a turn of `session`.
+    pub fn end_extensions(&mut self, session: usize) {
+        let ended = |(index, extension): (usize, &mut Extension)| {
+            (extension.session == session)
+                .then(|| extension.result.try_recv().ok())
+                .flatten()
+                .map(|result| (index, result))
+        };
+        while let Some((index, result)) = self.extensions.iter_mut().enumerate().find_map(ended) {
+            let extension = self.extensions.remove(index);
+            self.end_extension(&extension, result);
+        }
+    }
+
+    fn end_extension(&mut self, extension: &Extension, result: Result<Extended, Vec<Answer>>) {
+        self.give_session(extension.worker, extension.session);
+        let bound = (self.oracle.ttl_ms(extension.op) * MS / 2).min(500 * MS) + self.release_bound();
+        self.check_duration(extension.worker, extension.began_local, extension.paused_before, bound, "an extension");
+        self.check_answers(extension, result.as_ref().map_or_else(|answers| answers, |extended| &extended.answers));
+        let doing = std::mem::replace(&mut self.workers[extension.worker].doing, Doing::Resting);
+        match doing {
+            Doing::Holding(hold) if hold.op == extension.op => self.go_on(extension, hold, result.ok()),
+            other => self.workers[extension.worker].doing = other,
+        }
+    }
+
+    fn go_on(&mut self, extension: &Extension, mut hold: Hold, extended: Option<Extended>) {
+        self.remember(&(hold.op, extended.as_ref().map(|extended| extended.validity_ms)));
+        let clock = &self.clients[self.workers[extension.worker].client].clock;
+        let now = Instant::from_zero(std::time::Duration::from_nanos(clock.shown()));
+        let in_time = extension.valid_until.is_none_or(|until| now < until);
+        let mut pause = self.plan.ttl_ms * MS / 20;
+        if let Some(extended) = extended.filter(|_| in_time) {
+            (hold.expires_at, pause) = (extended.expires_at, self.plan.ttl_ms * MS / 3);
+            self.note_extended(extension, &extended);
+        }
+        let (keeps_on, op) = (hold.keeps && in_time && !hold.leaving, hold.op);
+        if hold.leaving {
+            return self.begin_unlock(extension.worker, hold.op, hold.claim);
+        }
+        self.workers[extension.worker].doing = Doing::Holding(hold);
+        if keeps_on {
+            self.extend_after(extension.worker, op, pause);
+        }
+    }
+
+    /// A lock was extended: from now on it is believed in for longer.
+    fn note_extended(&mut self, extension: &Extension, extended: &Extended) {
+        let Extension { op, held_at_start, .. } = *extension;
+        self.say(|| format!("op {op}: EXTENDED for {} ms", extended.validity_ms));
+        self.oracle.extensions += 1;
+        if held_at_start < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
+            self.violation(Rule::Revived, &format!("op {op} was on {held_at_start} masters and is extended"));
+        }
+        self.end_belief(&extension.claim.key);
+        self.begin_belief(op, &extension.claim.key, extended.validity_ms);
+    }
+
+    fn check_answers(&mut self, extension: &Extension, answers: &[Answer]) {
+        for (master, answer) in answers.iter().enumerate() {
+            let facts = self.facts_of(extension.op, &extension.claim.key, master);
+            let is_true = match answer {
+                Ok(Said::Extended) => facts.iter().all(|facts| facts.extended),
+                Ok(Said::Taken) => facts.iter().any(|facts| facts.taken),
+                Ok(Said::Absent) => facts.iter().any(|facts| facts.not_there),
+                Err(error) => !is_foreign(error),
+            };
+            if !is_true {
+                let what = format!("master {master} is said to answer an extension with {answer:?}: {facts:?}");
+                self.violation(Rule::WrongReply, &what);
+            }
+        }
+    }
+
+    /// Whether `SET` may be written for a lock that was granted before: an extension may give it again to a master that
+    /// has lost it, until the lock has run out by our own clock.
+    pub fn may_retake(&self, op: usize) -> bool {
+        let extension = self.extensions.iter().find(|extension| extension.op == op);
+        let until = extension.and_then(|extension| Some((extension.worker, extension.valid_until?)));
+        until.is_some_and(|(worker, until)| {
+            let shown = self.clients[self.workers[worker].client].clock.shown();
+            std::time::Duration::from_nanos(shown) < until.since_zero()
+        })
+    }
+}
