@@ -51,7 +51,7 @@ pub enum Bug {
     PartialRelease,
     /// Pushes are relied on for ever, though a server may lose one.
     TrustPushes,
-    /// Whoever waits does not look how long the lock will be held.
+    /// Whoever waits is told how long the lock will be held, and asks for it all the same.
     AskAgain,
     /// Those of one session who wait do not stand in line.
     NoLine,

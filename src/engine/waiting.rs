@@ -153,9 +153,6 @@ fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
 
 /// Wait until all resources may be free at this master; for ever if that cannot be known.
 async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) {
-    if planted::is(Bug::AskAgain) {
-        return;
-    }
     let Ok(mut holds) = of_each(&request.resources, |resource| Hold::look(master, resource, handle)).await else {
         return pending().await;
     };
@@ -191,6 +188,7 @@ impl Hold {
         };
         let reply = master.call(resource, exchange, || true).await?.value;
         let expires = script::expiry(reply).inspect_err(|why| master.cannot_be_watched(why))?;
+        let expires = if planted::is(Bug::AskAgain) { Some(Duration::ZERO) } else { expires };
         let expires = expires.map(|ttl| handle.now().after(ttl));
         let change = locked(&change).take();
         Ok(Self { expires, change })

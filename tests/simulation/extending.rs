@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::keeper_goes_on;
 use super::oracle::{Rule, is_foreign};
-use super::plan::Sharing;
+use super::plan::{Sharing, log_uniform};
 use super::time::{MS, Nanos};
 use super::worker::Doing;
 use super::world::{Event, World};
@@ -50,11 +50,14 @@ impl World {
         let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
         let mut at = self.end_of_work(worker, until);
         if keeps {
-            at = self.now() + self.random.random_range(0..=3 * self.plan.ttl_ms * MS);
+            at = self.now() + log_uniform(&mut self.random, 1, 3 * self.plan.ttl_ms) * MS;
             self.extend_after(worker, op, self.plan.ttl_ms * MS / 3);
         } else if self.random.random_bool(self.plan.extends) {
-            let after = self.random.random_range(0..=self.plan.ttl_ms * MS);
+            // Some too late.
+            let after = self.random.random_range(0..=self.plan.ttl_ms * MS * 3 / 2);
             self.extend_after(worker, op, after);
+            let stays = self.random.random_bool(0.5);
+            at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
         self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, keeps, leaving: false });
         self.schedule(at, Event::Step { worker });
@@ -181,6 +184,7 @@ impl World {
             self.violation(Rule::Revived, &format!("op {op} was on {held_at_start} masters and is extended"));
         }
         self.end_belief(&extension.claim.key);
+        self.check_validity(op, extended.validity_ms, extended.expires_at);
         self.begin_belief(op, &extension.claim.key, extended.validity_ms);
     }
 

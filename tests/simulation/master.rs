@@ -153,7 +153,9 @@ impl Master {
         if self.loading && !matches!(words[0], b"HELLO" | b"SELECT" | b"CLIENT" | b"INFO") {
             return (b"-LOADING Redis is loading the dataset in memory\r\n".to_vec(), Did::Refused);
         }
-        words.iter().for_each(|word| self.reap(word));
+        for word in &words {
+            self.reap(word);
+        }
         match *words.as_slice() {
             [b"CLIENT", b"TRACKING", ..] if !self.tracks => (NOPERM.to_vec(), Did::Refused),
             [b"HELLO", ..] if self.kind == Kind::Redis5 => unknown("HELLO"),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use redlock::clock::Instant;
 use redlock::engine::acquire::{self, Held, Token, Vote};
 use redlock::engine::release::Answer;
 use redlock::error::Error;
@@ -44,6 +46,8 @@ pub enum Rule {
     TokenOrder,
     /// An extension never brings back a lock that a quorum no longer has, nor one that has run out.
     Revived,
+    /// How long a lock is safe to use is true when it is said.
+    Overstated,
     /// Those of one session who wait for the same take their turns in the order in which they came.
     OutOfTurn,
     /// A lock that is free is taken by whoever waits for it, after a second and a pause at the latest.
@@ -54,7 +58,7 @@ pub enum Rule {
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -67,6 +71,7 @@ impl Rule {
         Self::NotAtOnce,
         Self::TokenOrder,
         Self::Revived,
+        Self::Overstated,
         Self::OutOfTurn,
         Self::Overslept,
         Self::Storm,
@@ -315,11 +320,11 @@ impl World {
             return self.note_set(conn, resource, key, ttl_ms);
         }
         let words: Vec<&[u8]> = request.iter().map(Vec::as_slice).collect();
-        let (resource, key) = match *words {
-            [b"DELIFEQ", resource, key] => (resource, key),
-            [b"DELEX", resource, _, key] => (resource, key),
-            [b"EVAL" | b"EVALSHA", _, b"1", resource, key] => (resource, key),
-            _ => return,
+        let ([b"DELIFEQ", resource, key]
+        | [b"DELEX", resource, _, key]
+        | [b"EVAL" | b"EVALSHA", _, b"1", resource, key]) = *words
+        else {
+            return;
         };
         self.check_overtaken(conn, resource, key);
         self.conns[conn].released.push((resource.to_vec(), key.to_vec()));
@@ -491,6 +496,7 @@ impl World {
             attempt.granted = true;
             attempt.decided.get_or_insert(self.seats[self.oracle.ops[op].session].turns);
         }
+        self.check_validity(op, held.validity_ms, held.expires_at);
         self.begin_belief(op, key, held.validity_ms);
     }
 
@@ -506,6 +512,14 @@ impl World {
         }
         let until = self.clients[client].clock.steady() + validity_ms * MS;
         self.oracle.beliefs.push(Belief { client, resources, key: key.to_vec(), until });
+    }
+
+    pub fn check_validity(&mut self, op: usize, validity_ms: u64, expires_at: Instant) {
+        let clock = &self.clients[self.oracle.ops[op].client].clock;
+        let left = expires_at.since_zero().saturating_sub(Duration::from_nanos(clock.shown()));
+        if Duration::from_millis(validity_ms) > left {
+            self.violation(Rule::Overstated, &format!("op {op}: {validity_ms} ms, with {left:?} left"));
+        }
     }
 
     fn check_token(&mut self, op: usize, token: Option<Token>) {

@@ -133,11 +133,11 @@ impl Plan {
             room: if random.random_bool(0.1) { random.random_range(20..=200) } else { 1 << 16 },
             pushes: random.random_bool(0.2),
             untracked,
-            lost_pushes: *[0.0, 0.0, 0.1, 0.5].choose(&mut random).unwrap(),
+            lost_pushes: *[0.0, 0.0, 0.1, 0.5, 1.0].choose(&mut random).unwrap(),
             resources: random.random_range(1..=3),
             fenced: *[0.0, 0.0, 0.5, 1.0].choose(&mut random).unwrap(),
             several: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
-            extends: *[0.0, 0.3].choose(&mut random).unwrap(),
+            extends: *[0.0, 0.6].choose(&mut random).unwrap(),
             keeps: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
             cancels: *[0.05, 0.05, 0.3].choose(&mut random).unwrap(),
             ttl_ms,
@@ -154,7 +154,7 @@ impl Plan {
         plan.draw_patience(&mut random);
         if broken.is_some() {
             plan.break_it(&mut random);
-        } else if random.random_bool(0.85) {
+        } else if random.random_bool(0.8) {
             plan.late_per_mille = *[0, 0, 1, 10].choose(&mut random).unwrap();
             plan.draw_faults(&mut random);
         }
@@ -191,9 +191,16 @@ impl Plan {
     /// In some worlds callers wait for as long as a timeout allows, with pauses that only their end would be missed in.
     fn draw_patience(&mut self, random: &mut StdRng) {
         if random.random_bool(0.4) {
+            self.ttl_ms = self.ttl_ms.max(log_uniform(random, 30, 6000));
             self.tries = u64::MAX;
             self.retry_delay = log_uniform(random, 5, 2000) * MS;
             self.timeout = Some(log_uniform(random, self.ttl_ms / 2, 6 * self.ttl_ms + 2000) * MS);
+            // Time enough to oversleep, and not a turn for each byte of it.
+            self.piece = self.piece.max(8);
+            if random.random_bool(0.25) {
+                (self.lost_pushes, self.ttl_ms) = (1.0, self.ttl_ms.max(5000));
+                self.timeout = Some(2 * self.ttl_ms * MS);
+            }
         }
     }
 

@@ -106,7 +106,13 @@ mod planted_bugs {
 
     /// Every bug over the same seeds.
     pub fn planted(seeds: Seeds) -> Vec<Row> {
-        BUGS.iter().map(|&bug| Row { bug, with: runner::run(seeds, Some(bug), None) }).collect()
+        let planted = |&bug: &Bug| {
+            let with = runner::run(seeds, Some(bug), None);
+            println!("{bug:?}: {with}");
+            Row { bug, with }
+        };
+        let only = bug_from_environment();
+        BUGS.iter().filter(|bug| only.is_none_or(|only| only == **bug)).map(planted).collect()
     }
 
     pub fn planted_table(rows: &[Row]) -> String {
