@@ -23,6 +23,7 @@ KINDS = [kind for kind in ServerKind if kind is not ServerKind.REDIS62 or sys.ve
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare this suite's marker."""
+    config.addinivalue_line("markers", "engine: nothing that the interpreter could change; not run again on others")
     config.addinivalue_line("markers", "every_kind: run on Redis 6.2, Redis 8.2 and Valkey 9.1, not only on the first")
 
 

@@ -11,6 +11,8 @@ from redlock._redlock import Held, Operation
 from support.locks import PROMPT, TTL, held
 from support.servers import wait_until
 
+pytestmark = pytest.mark.engine
+
 LONG_AGO = 2  # seconds: older than the TTLs that these tests guard with
 
 

@@ -20,6 +20,8 @@ from support.servers import Server, wait_until
 from support.tls import TlsFront
 from support.topology import SERVICE, Cluster, Sentinel, Watched
 
+pytestmark = pytest.mark.engine
+
 PATIENT = {"retry_count": 400, "retry_delay": 0.05}  # outlasts a failover, some seconds; bounded all the same
 
 

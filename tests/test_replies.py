@@ -14,6 +14,8 @@ from support.locks import PROMPT, TTL, manager
 from support.scripted import NIL, OK, PUSH, Act, Late
 from support.servers import wait_until
 
+pytestmark = pytest.mark.engine
+
 ERRORS = {
     "LOADING": b"-LOADING Redis is loading the dataset in memory\r\n",
     "CLUSTERDOWN": b"-CLUSTERDOWN The cluster is down\r\n",

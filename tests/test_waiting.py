@@ -13,6 +13,8 @@ from redlock._redlock import Held, Operation, now
 from support.locks import PROMPT, TTL, manager
 from support.servers import wait_until
 
+pytestmark = pytest.mark.engine
+
 NEVER = 600.0  # seconds: a pause that no test lives to see the end of
 
 
