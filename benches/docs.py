@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,12 +55,13 @@ def _image(name: str, directory: str) -> str:
 
 def _machine_line(results: Results) -> str:
     facts = results.machine
-    return (
+    text = (
         "Medians of a lock and its unlock, or of the time from an unlock until another process holds it; in place "
         f"of a number, what happened instead. {facts['cpu']}, {facts['system']}, {facts['python']}, {facts['server']}, "
         f"everything on one machine; a {facts['effort'].partition(',')[0]} run of `make bench`. All the rest, and how "
         "to repeat it, is in [docs/performance.md](docs/performance.md)."
     )
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def insert(path: Path, text: str) -> None:

@@ -305,7 +305,9 @@ class Relay:
 
 def imports(bench: Bench) -> Iterator[list[Record]]:
     """What `import redlock` adds to an interpreter's start, here and with redlock-py."""
-    pythons = {library.name: library.command(bench.environments)[0] for library in LIBRARIES[:2]}
+    pythons = {
+        library.name: library.command(bench.environments)[0] for library in LIBRARIES if library.adapter == "redlock"
+    }
     extra: dict[str, list[float | None]] = {name: [] for name in pythons}
     for _ in range(bench.effort.imports):
         for name, python in pythons.items():

@@ -91,7 +91,7 @@ def _dot(axis: Any, place: int, record: Record) -> None:
         axis.text(0.02, place, short(record.trouble), transform=axis.get_yaxis_transform(), va="center", fontsize=7)
         return
     micro = {"µs": 1, "ms": 1e3}[record.unit]
-    colour = COLOURS[0 if record.contender == OURS else -1]
+    colour = COLOURS[0 if record.contender.startswith(OURS) else -1]
     axis.plot([record.low * micro, record.high * micro], [place, place], color=colour, alpha=0.5, linewidth=3)
     axis.plot([record.median * micro], [place], "o", color=colour, markersize=5)
     label = time(record.median, record.unit) + (" (some fail)" if record.trouble else "")
@@ -106,7 +106,7 @@ def _crowd(results: Results) -> Figure:
     axis.set_ylim(0, max(record.high or 0 for record in records) * 1.05)
     axis.set_xticks(sorted({record.callers for record in records}))
     axis.xaxis.set_major_formatter(lambda value, _: number(value))
-    axis.set_xlabel("threads that share one manager (tasks for aioredlock)")
+    axis.set_xlabel("threads that share one manager (under asyncio: tasks)")
     axis.set_title(f"pairs of lock and unlock a second, N = {records[0].masters}")
     axis.grid(alpha=0.3)
     for name, colour in zip(contenders(records), COLOURS, strict=False):

@@ -106,7 +106,7 @@ def summary(results: Results) -> list[Row]:
     names = contenders(record for _, records in columns for record in records)
     for name in names:
         cells = (next((record for record in records if record.contender == name), None) for _, records in columns)
-        rows.append((f"**{name}**" if name == OURS else name, *(_cell(cell) for cell in cells)))
+        rows.append((f"**{name}**" if name.startswith(OURS) else name, *(_cell(cell) for cell in cells)))
     return [("", *(heading for heading, _ in columns)), *rows]
 
 

@@ -72,6 +72,11 @@ def redlock(urls: Sequence[str]) -> Library:
     return by_manager(_import("redlock").Redlock(list(urls)), TTL * 1000)
 
 
+def redlock_asyncio(urls: Sequence[str]) -> Library:
+    """This library under asyncio."""
+    return by_manager(_import("redlock").AsyncRedlock(list(urls)), TTL * 1000, awaits=True)
+
+
 def pottery(urls: Sequence[str]) -> Library:
     """The `Redlock` of pottery."""
     module, masters = _import("pottery"), {_client(url) for url in urls}
@@ -250,6 +255,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 
 LIBRARIES = {
     "redlock": redlock,
+    "redlock-asyncio": redlock_asyncio,
     "pottery": pottery,
     "redis-py": redis_py,
     "glasslion": glasslion,
