@@ -188,7 +188,7 @@ impl Hold {
         };
         let reply = master.call(resource, exchange, || true).await?.value;
         let expires = script::expiry(reply).inspect_err(|why| master.cannot_be_watched(why))?;
-        let expires = if planted::is(Bug::AskAgain) { Some(Duration::ZERO) } else { expires };
+        let expires = if planted::is(Bug::AskAgain) { Some(Duration::from_millis(5)) } else { expires };
         let expires = expires.map(|ttl| handle.now().after(ttl));
         let change = locked(&change).take();
         Ok(Self { expires, change })
