@@ -57,7 +57,8 @@ def test_a_span_tells_how_an_acquire_ended(servers, dlm):
     with dlm.acquire("r", TTL):
         (span,) = collected.spans()
         assert span.name == "redlock.acquire"
-        assert span.attributes == {"redlock.resource": "r", "redlock.ttl_ms": TTL, "redlock.outcome": "acquired"}
+        asked = {"redlock.resource": "r", "redlock.ttl_ms": TTL, "redlock.attempts": 1}
+        assert span.attributes == {**asked, "redlock.outcome": "acquired"}
         assert span.status.is_ok or span.status.is_unset
         with pytest.raises(LockContended):
             dlm.acquire("r", TTL, timeout=0)
@@ -71,6 +72,14 @@ def test_a_span_tells_how_an_acquire_ended(servers, dlm):
     assert unavailable.attributes["redlock.outcome"] == "unavailable"
     votes = [event for event in unavailable.events if event.name == "redlock.vote"]
     assert [event.attributes["redlock.master"] for event in votes] == [f"127.0.0.1:{s.port}/0" for s in servers[1:]]
+
+
+def test_a_span_tells_how_often_the_masters_were_asked(servers, dlm):
+    collected = Collected(dlm)
+    with dlm.acquire("r", TTL), pytest.raises(LockContended):
+        dlm.acquire("r", TTL, retry_count=3, retry_delay=0)
+    refused, _ = sorted(collected.spans(), key=lambda span: span.attributes["redlock.outcome"], reverse=True)
+    assert refused.attributes["redlock.attempts"] == 3
 
 
 def test_a_gauge_shows_what_is_held(dlm):
@@ -107,5 +116,5 @@ def test_an_asyncio_manager_is_watched_as_well(servers):
             assert collected.metrics()["redlock.held",] == 1
 
     loops.run(main())
-    outcomes = [span.attributes["redlock.outcome"] for span in collected.spans()]
-    assert outcomes == ["acquired", "contended"]
+    outcomes = [(s.attributes["redlock.outcome"], s.attributes["redlock.attempts"]) for s in collected.spans()]
+    assert outcomes == [("acquired", 1), ("contended", 1)]

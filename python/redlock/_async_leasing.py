@@ -33,7 +33,9 @@ class AsyncOperations(Terms["AsyncRedlock"]):
             return Operation.release(names, outcome.key, script) if isinstance(outcome, Held) else None
 
         operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script, fencing=pace.fencing)
-        return await self._manager._run(operation, give_back)  # noqa: SLF001
+        outcome = await self._manager._run(operation, give_back)  # noqa: SLF001
+        self.attempts += operation.rounds
+        return outcome
 
     async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[str]:
         """Set the time to live anew, once.

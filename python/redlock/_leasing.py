@@ -68,7 +68,10 @@ class Operations(Terms["Redlock"]):
     def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[str]:
         script = self._manager._script()  # noqa: SLF001
         terms = self._names(), ttl, self.quorum, self._drift(ttl)
-        return engine.run(Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing))
+        operation = Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing)
+        outcome = engine.run(operation)
+        self.attempts += operation.rounds
+        return outcome
 
     def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[str]:
         """Set the time to live anew, once.

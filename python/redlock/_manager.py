@@ -60,6 +60,7 @@ class Redlock:
     _guards = NO_GUARDS
     _counters: Counters | None = None
     _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # around each `acquire`
+    _tried: Callable[[int], None] | None = None  # at the end of it
 
     def __init__(
         self,

@@ -133,7 +133,7 @@ class LoopSession:
 
 @final
 class Operation(Generic[_T_co]):
-    """Something to do at the masters. Immutable; done anew each time it is run.
+    """Something to do at the masters, anew each time it is run.
 
     Masters are listed in the order of the endpoints. Bad values raise ``ValueError``, ones that do not fit
     ``OverflowError``.
@@ -214,6 +214,10 @@ class Operation(Generic[_T_co]):
             Per master ``(key, ttl_ms, error)``: key and error are ``None`` where it is free, ttl_ms also where it never
             expires.
         """
+
+    @property
+    def rounds(self) -> int:
+        """How often the masters were asked for the lock, in all its runs so far; 0 for what is no acquire."""
 
 @final
 class Held:

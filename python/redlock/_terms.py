@@ -107,6 +107,7 @@ class Terms(Generic[M]):
     def __init__(self, manager: M, resources: Sequence[Encodable]) -> None:
         self._manager = manager
         self._resources = resources
+        self.attempts = 0  # rounds in which all masters, or the first of them, were asked for the lock
 
     @property
     def quorum(self) -> int:
@@ -154,6 +155,8 @@ class Terms(Generic[M]):
         Raises:
             CannotObtainLock: nothing was.
         """
+        if self._manager._tried:  # noqa: SLF001 - this module is a part of the manager
+            self._manager._tried(self.attempts)  # noqa: SLF001
         if not isinstance(outcome, list):
             self.counters.granted(waited)
             if pace.fencing and isinstance(outcome, Held):

@@ -53,6 +53,7 @@ class AsyncRedlock:
     retry_count: float
     retry_delay: float
     _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # of `otel`
+    _tried: Callable[[int], None] | None = None  # the same
 
     def __init__(
         self,

@@ -5,8 +5,8 @@
 >>> otel.instrument(manager)
 
 Traces: a span ``redlock.acquire`` for each call of ``acquire``, with the attributes ``redlock.resource``,
-``redlock.ttl_ms`` and ``redlock.outcome`` (``"acquired"``, or the reason of :class:`~redlock.CannotObtainLock`), and an
-event ``redlock.vote`` for each master that was not well.
+``redlock.ttl_ms``, ``redlock.attempts`` (how often the masters were asked) and ``redlock.outcome`` (``"acquired"``, or
+the reason of :class:`~redlock.CannotObtainLock`), and an event ``redlock.vote`` for each master that was not well.
 
 Metrics: ``redlock.held``, the leases held now; ``redlock.calls`` by ``redlock.outcome``, and ``redlock.lost``, so far.
 """
@@ -48,6 +48,7 @@ def instrument(
         meter_provider: where metrics go; ``None``: to the global one.
     """
     manager._watch = _watch(trace.get_tracer("redlock", __version__, tracer_provider))  # noqa: SLF001 - its other half
+    manager._tried = _note_attempts  # noqa: SLF001
     meter = metrics.get_meter("redlock", __version__, meter_provider)
     meter.create_observable_gauge("redlock.held", [_observed(manager, _held)], description="Leases held now.")
     meter.create_observable_counter("redlock.calls", [_observed(manager, _calls)], description="Calls for a lock.")
@@ -69,6 +70,10 @@ def _watch(tracer: trace.Tracer) -> Callable[[Any, int], Any]:
             span.set_attribute("redlock.outcome", "acquired")
 
     return acquiring
+
+
+def _note_attempts(attempts: int) -> None:
+    trace.get_current_span().set_attribute("redlock.attempts", attempts)
 
 
 def _describe(span: Span, error: CannotObtainLock) -> None:

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Fuse, FusedFuture, select};
@@ -46,6 +46,8 @@ pub struct Request {
     pub key: Option<Vec<u8>>,
     /// Whether to have a fencing token with it.
     pub fencing: bool,
+    /// Counts the rounds that are made for it.
+    pub rounds: Arc<AtomicU64>,
 }
 
 /// What one master said in a round.
@@ -116,6 +118,7 @@ async fn round(
     highest_seen: &mut u64,
     cancel: &mut Cancel,
 ) -> Result<Held, Vec<Vote>> {
+    request.rounds.fetch_add(1, Ordering::Relaxed);
     let start = masters.handle().now();
     let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);

@@ -1,5 +1,6 @@
 //! `_redlock.Operation`: something to do at the masters, whoever waits for it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::engine::release::release;
 use crate::python::outcome::Outcome;
 use crate::script::{Claim, UnlockScript};
 
-/// What to do; immutable, and done as often as it is run.
+/// What to do, as often as it is run.
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct Operation(Kind);
 
@@ -56,6 +57,7 @@ impl Operation {
             script: script(unlock_script),
             key,
             fencing,
+            rounds: Arc::default(),
         }))))
     }
 
@@ -84,6 +86,14 @@ impl Operation {
     #[staticmethod]
     fn inspect(resource: Vec<u8>) -> Self {
         Self(Kind::Inspect(Arc::new(resource)))
+    }
+
+    #[getter]
+    fn rounds(&self) -> u64 {
+        match &self.0 {
+            Kind::Acquire(request) => request.rounds.load(Ordering::Relaxed),
+            Kind::Release(_) | Kind::Extend(_) | Kind::Inspect(_) => 0,
+        }
     }
 
     fn __repr__(&self) -> String {

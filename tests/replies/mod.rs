@@ -121,6 +121,7 @@ impl<'a> Stage<'a> {
             script: Arc::new(UnlockScript::default()),
             key: None,
             fencing: false,
+            rounds: Arc::default(),
         };
         let (_keep, cancel) = oneshot::channel();
         let outcome = self.call(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });

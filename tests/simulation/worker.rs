@@ -122,6 +122,7 @@ impl World {
             script: Arc::default(),
             key: None,
             fencing: self.random.random_bool(self.plan.fenced),
+            rounds: Arc::default(),
         };
         let op = self.begin_operation(worker, session, &request, self.lock_bound(ttl_ms));
         let (cancel, cancelled) = oneshot::channel();

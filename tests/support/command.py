@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import TracebackType
 
     from .locks import Place
 
@@ -20,11 +21,20 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if name != "REDLOCK_URLS"}, **(env or {})}
 
 
-def command(
-    *words: str, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[str]:
+class Command(subprocess.Popen[str]):
+    """A process that is ended when its test has failed, instead of waited for."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
+def command(*words: str, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL) -> Command:
     """The process, started."""
-    return subprocess.Popen(
+    return Command(
         [*WORDS, *words],
         env=environment(env),
         stdin=stdin,
