@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .setting import Setting
 
 HOLD = (0.01, 0.15)  # seconds that a lock is held before it is handed over: out of step with all polling
+BRIEF = (0.0, 0.002)  # the same, where nobody polls
 
 
 class Effort(NamedTuple):
@@ -42,6 +43,7 @@ class Effort(NamedTuple):
         crowd_turns: of each contender, for each of them.
         waiters: numbers of contenders for one lock.
         hand_over: seconds for each of them.
+        queue: hand-overs to see how they are spread.
         imports: how often.
     """
 
@@ -54,11 +56,12 @@ class Effort(NamedTuple):
     crowd_turns: int
     waiters: tuple[int, ...]
     hand_over: float
+    queue: int
     imports: int
 
 
-FULL = Effort((1, 3, 5), 20, 0.06, 100, 6.0, (1, 4, 16, 64), 5, (2, 20), 2.5, 12)
-QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 3)
+FULL = Effort((1, 3, 5), 20, 0.06, 100, 6.0, (1, 4, 16, 64), 5, (2, 20), 2.5, 1000, 12)
+QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 100, 3)
 
 
 @dataclass(frozen=True)
@@ -231,20 +234,43 @@ def _hand_overs(bench: Bench, size: int, library: Library) -> list[Record]:
 
 def _hand_over(effort: Effort, masters: Setting, crew: Sequence[Contender], count: int) -> Record:
     record = Record("hand-over", masters.condition.value, masters.size, count, crew[0].name, "ms")
+    _relay(record, masters, crew[:count], effort.bound, lambda relay: relay.run(HOLD, effort.hand_over))
+    return record
+
+
+def queue(bench: Bench) -> Iterator[list[Record]]:
+    """Many hand-overs in a row, ours alone: others take minutes. How often each of the processes held the lock."""
+    yield [_queue(bench, library) for library in LIBRARIES if library.name.startswith(OURS)]
+
+
+def _queue(bench: Bench, library: Library) -> Record:
+    effort, size, many = bench.effort, bench.effort.sizes[:2][-1], max(bench.effort.waiters)
+    with setting(bench.kind, size) as masters, ExitStack() as stack:
+        crew = [stack.enter_context(start(library, bench.environments, masters.urls)) for _ in range(many)]
+        for contender in crew:
+            contender.greet()
+        record = Record("queue", masters.condition.value, size, many, library.name, "ms")
+        _relay(record, masters, crew, effort.bound, lambda relay: relay.run(BRIEF, count=effort.queue))
+    return record
+
+
+def _relay(
+    record: Record, masters: Setting, crew: Sequence[Contender], bound: float, run: Callable[[Relay], None]
+) -> None:
     record.trouble = next((contender.trouble for contender in crew if contender.trouble), "")
     if record.trouble:
-        return record
-    relay = Relay(crew[:count], effort.bound)
+        return
+    relay = Relay(crew, bound)
     try:
         relay.begin()
         before = masters.commands()
-        relay.run(effort.hand_over)
+        run(relay)
         record.commands = (masters.commands() - before) / len(relay.times)
         relay.end()
     except Unable as error:
         record.trouble = crew[0].trouble = str(error)
     record.fill(relay.times)
-    return record
+    record.least, record.most = min(relay.held.values()), max(relay.held.values())
 
 
 class Relay:
@@ -256,10 +282,12 @@ class Relay:
 
     Attributes:
         times: milliseconds from the beginning of each unlock until the next one held the lock.
+        held: how often each of them did, but for the first.
     """
 
     def __init__(self, crew: Sequence[Contender], bound: float) -> None:
         self.times: list[float] = []
+        self.held = dict.fromkeys(crew, 0)
         self._bound = bound
         self._holder, *self._waiting = crew
         self._random = random.Random(len(crew))  # noqa: S311 (the same pauses for all)
@@ -270,13 +298,14 @@ class Relay:
         for contender in self._waiting:
             contender.send("hold")
 
-    def run(self, seconds: float) -> None:
-        """Hand over again and again, at least once."""
+    def run(self, hold: tuple[float, float], seconds: float = 0.0, count: int = 1) -> None:
+        """Hand over again and again, after a random while each: for some seconds, and so often at least."""
         end = time.perf_counter() + seconds
-        while not self.times or time.perf_counter() < end:
-            time.sleep(self._random.uniform(*HOLD))
+        while len(self.times) < count or time.perf_counter() < end:
+            time.sleep(self._random.uniform(*hold))
             before, took = self._holder, self._pass_on()
             self.times.append(took)
+            self.held[self._holder] += 1
             before.send("hold")
             self._waiting.append(before)
 
@@ -328,4 +357,4 @@ def _start_ms(python: str, code: str) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (pairs, crowd, hand_over, imports)
+SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (pairs, crowd, hand_over, queue, imports)

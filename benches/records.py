@@ -36,7 +36,7 @@ class Record:
     """One contender in one situation.
 
     Attributes:
-        scenario: "pairs", "crowd", "hand-over" or "import".
+        scenario: "pairs", "crowd", "hand-over", "queue" or "import".
         condition: of the masters, as `Condition` names it.
         masters: how many.
         callers: how many at once.
@@ -52,6 +52,7 @@ class Record:
         cpu: microseconds of processor time for an operation, in the contender's process.
         calls: system calls for an operation (or what else ``machine["system calls"]`` says was counted).
         commands: that all masters together carried out for an operation.
+        least: how often the one held the lock who got it least often, and in ``most`` who got it most often.
         trouble: what went wrong, if anything did.
     """
 
@@ -75,6 +76,8 @@ class Record:
     cpu: float | None = None
     calls: float | None = None
     commands: float | None = None
+    least: int | None = None
+    most: int | None = None
     trouble: str = ""
 
     def fill(self, sample: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ TITLES = {
     "pairs": "lock and unlock, one caller, {condition}, N = {masters}; microseconds",
     "crowd": "{callers} callers of one manager, N = {masters}; pairs a second",
     "hand-over": "hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
+    "queue": "hand-over after hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
     "import": "import redlock, beyond a bare interpreter; milliseconds",
 }
 
@@ -56,6 +57,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *MEDIAN,
         ("worst", lambda record: number(record.worst)),
         ("hand-overs", lambda record: str(record.samples or "")),
+        ("commands each", lambda record: number(record.commands)),
+        REST[1],
+    ),
+    "queue": (
+        *MEDIAN,
+        ("p99", lambda record: number(record.p99)),
+        ("worst", lambda record: number(record.worst)),
+        ("hand-overs", lambda record: str(record.samples or "")),
+        ("each held it", lambda record: f"{record.least}-{record.most} times" if record.samples else ""),
         ("commands each", lambda record: number(record.commands)),
         REST[1],
     ),

@@ -130,6 +130,28 @@ def test_the_drop_in_interface_is_woken_too(servers):
     assert now() - begin < PROMPT
 
 
+def test_of_twenty_who_wait_none_starves_and_none_asks_in_vain(servers, record_property):
+    """A thousand hand-overs: fifty for each would be even, and all masters know of each what each waiter asked."""
+    held = dict.fromkeys(range(20), 0)
+
+    def work(name):
+        dlm = manager(servers, retry_count=1_000_000)
+        while sum(held.values()) < 1000:
+            lock = dlm.lock("r", 60_000)
+            held[name] += 1
+            dlm.unlock(lock)
+            time.sleep(0.005)  # or it would take it again before anybody has heard of it
+
+    before = sum(server.info("total_commands_processed") for server in servers)
+    threads = [threading.Thread(target=work, args=[name]) for name in held]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    commands = sum(server.info("total_commands_processed") for server in servers) - before
+    record_property("hand-overs", f"{sorted(held.values())}, {commands / sum(held.values()):.0f} commands each")
+    assert min(held.values()) >= 10
+    assert commands / sum(held.values()) < 2 * len(servers) * len(held)
+
+
 @pytest.mark.parametrize("cause", ["rights", "protocol"])
 def test_where_nothing_is_pushed_the_waiter_asks_and_says_so_once(servers, caplog, cause):
     caplog.set_level(logging.INFO, "redlock")
