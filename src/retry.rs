@@ -22,6 +22,21 @@ impl<R: Rng> Pauses<R> {
     pub const fn new(tries: u64, delay: Duration, random: R) -> Self {
         Self { left: tries.saturating_sub(1), delay, random }
     }
+
+    /// How long those take that are left, on average.
+    pub fn rest(&self) -> Duration {
+        u32::try_from(self.left).map_or(Duration::MAX, |left| self.mean().saturating_mul(left))
+    }
+
+    /// So long was waited in place of some of them.
+    pub fn spend(&mut self, waited: Duration) {
+        let pauses = waited.as_nanos() / self.mean().as_nanos().max(1);
+        self.left = self.left.saturating_sub(u64::try_from(pauses).unwrap_or(u64::MAX));
+    }
+
+    fn mean(&self) -> Duration {
+        self.delay * 3 / 4
+    }
 }
 
 impl<R: Rng> Iterator for Pauses<R> {
@@ -56,6 +71,23 @@ mod tests {
     fn a_seed_gives_an_exact_series() {
         assert_eq!(pauses(5), pauses(5));
         assert_ne!(pauses(3)[0], pauses(3)[1]);
+    }
+
+    #[test]
+    fn time_may_be_spent_in_place_of_pauses() {
+        let mut pauses = Pauses::new(11, Duration::from_millis(200), StdRng::seed_from_u64(7));
+        assert_eq!(pauses.rest(), Duration::from_millis(10 * 150));
+        pauses.spend(Duration::from_millis(449));
+        assert_eq!(pauses.rest(), Duration::from_millis(8 * 150));
+        pauses.spend(Duration::from_secs(60));
+        assert_eq!((pauses.rest(), pauses.next()), (Duration::ZERO, None));
+    }
+
+    #[test]
+    fn whoever_tries_for_ever_has_time_for_ever() {
+        let mut pauses = Pauses::new(u64::MAX, Duration::from_millis(200), StdRng::seed_from_u64(7));
+        pauses.spend(Duration::from_secs(3600));
+        assert_eq!(pauses.rest(), Duration::MAX);
     }
 
     #[test]

@@ -82,10 +82,14 @@ impl<'a> Waiting<'a> {
         let chance = self.masters.handle().with_random(|random| random.random_range(0.0..1.0));
         let moment = (MOMENT / (1 + self.lost)).mul_f64(chance);
         let handle = self.masters.handle();
+        if !pause.is_zero() && !self.is_next(pause, cancel).await {
+            self.woken = false;
+            return !cancel.is_terminated() && handle.now() < self.give_up_at;
+        }
         let asked_at = handle.now();
         let (mut over, outlook) = (asked_at.after(pause), Outlook::default());
         let mut free = std::pin::pin!(async {
-            until_free(self.masters, self.request, votes, &mut self.place, &outlook).await;
+            until_free(self.masters, self.request, votes, &outlook).await;
             handle.sleep(moment).await;
         });
         loop {
@@ -102,6 +106,23 @@ impl<'a> Waiting<'a> {
             (pause, over) = (next, over.after(next));
         }
     }
+
+    /// Stand in line until nobody of this session is before us, who asks for all; `false` if that takes longer than
+    /// `pause` and all pauses after it.
+    async fn is_next(&mut self, pause: Duration, cancel: &mut Cancel) -> bool {
+        if self.place.is_some() || planted::is(Bug::NoLine) {
+            return true;
+        }
+        let handle = self.masters.handle();
+        let came_at = handle.now();
+        let end = came_at.after(pause.saturating_add(self.pauses.rest())).min(self.give_up_at);
+        let line = std::pin::pin!(self.masters.line(&self.request.resources).lock_owned());
+        if let Either::Left((place, _)) = select(line, select(handle.sleep_until(end), cancel)).await {
+            self.place = Some(place);
+        }
+        self.pauses.spend(handle.now().since(came_at));
+        self.place.is_some()
+    }
 }
 
 /// How well it will be known when the lock becomes free.
@@ -111,30 +132,17 @@ struct Outlook {
     watched: AtomicUsize,
     /// One of them is gone.
     blind: AtomicBool,
-    /// Somebody of this session is before us, and asks.
-    behind: AtomicBool,
 }
 
 impl Outlook {
     fn is_clear(&self, quorum: usize, since_asked: Duration) -> bool {
         let watched = self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed);
-        self.behind.load(Ordering::Relaxed) || (watched && (since_asked < CAP || planted::is(Bug::TrustPushes)))
+        watched && (since_asked < CAP || planted::is(Bug::TrustPushes))
     }
 }
 
-/// Wait until nobody of this session is before us, and then until the lock may be free on a quorum of masters.
-async fn until_free(
-    masters: &Masters,
-    request: &Request,
-    votes: &[Vote],
-    place: &mut Option<OwnedMutexGuard<()>>,
-    outlook: &Outlook,
-) {
-    if place.is_none() && !planted::is(Bug::NoLine) {
-        outlook.behind.store(true, Ordering::Relaxed);
-        *place = Some(masters.line(&request.resources).lock_owned().await);
-        outlook.behind.store(false, Ordering::Relaxed);
-    }
+/// Wait until the lock may be free on a quorum of masters.
+async fn until_free(masters: &Masters, request: &Request, votes: &[Vote], outlook: &Outlook) {
     let candidates = masters.iter().zip(votes).filter(|(master, vote)| may_grant(master, request, vote));
     let mut free: FuturesUnordered<_> =
         candidates.map(|(master, _)| until_free_at(master, request, masters.handle(), outlook)).collect();
