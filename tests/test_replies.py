@@ -379,5 +379,5 @@ def test_the_bytes_of_a_lock(scripted):
     dlm.unlock(lock)
     assert releases(server)[-1][1:] == (b"name", lock.key)
     asked = {command.name for command in server.commands}
-    assert asked <= {"SET", "EVAL", "EVALSHA", "HELLO", "INFO", "ROLE", "COMMAND", "ACL"}
+    assert asked <= {"SET", "EVAL", "EVALSHA", "HELLO", "INFO", "TIME", "ROLE", "COMMAND", "ACL"}
     assert "CLIENT" not in asked

@@ -36,6 +36,8 @@ pub(super) struct Waiting<'a> {
     masters: &'a Masters,
     request: &'a Request,
     pauses: Pauses<StdRng>,
+    /// When the pause ends that was begun last.
+    over: Instant,
     /// When the caller wants its answer.
     pub(super) give_up_at: Instant,
     refused: bool,
@@ -55,6 +57,7 @@ impl<'a> Waiting<'a> {
             masters,
             request,
             pauses: Pauses::new(request.tries, request.retry_delay, random),
+            over: masters.handle().now(),
             give_up_at: masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX)),
             refused: false,
             woken: false,
@@ -72,56 +75,65 @@ impl<'a> Waiting<'a> {
 
     /// After a round that ended with `votes`: wait until it is time for the next; `false` if there is none.
     ///
-    /// A pause ends early when the lock may have become free. Where that would be known, the end of a pause is no reason
-    /// to ask: the next pause follows, so that the call still takes the time that its tries allow.
+    /// A try comes early when the lock may have become free, and its pause goes on after it. Where that would be known, the
+    /// end of a pause is no reason to ask: the next pause follows. So the call takes the time that its tries allow.
     pub(super) async fn for_next_try(&mut self, votes: &[Vote], cancel: &mut Cancel) -> bool {
-        let Some(mut pause) = self.pauses.next() else { return false };
+        if !self.pauses_on() {
+            return false;
+        }
         self.refused = votes.contains(&Ok(Grant::Refused));
         self.contended |= self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
         self.lost += u32::from(self.woken);
-        let chance = self.masters.handle().with_random(|random| random.random_range(0.0..1.0));
-        let moment = (MOMENT / (1 + self.lost)).mul_f64(chance);
+        self.woken = false;
         let handle = self.masters.handle();
-        if !pause.is_zero() && !self.is_next(pause, cancel).await {
-            self.woken = false;
+        if !self.request.retry_delay.is_zero() && !self.is_next(cancel).await {
             return !cancel.is_terminated() && handle.now() < self.give_up_at;
         }
-        let asked_at = handle.now();
-        let (mut over, outlook) = (asked_at.after(pause), Outlook::default());
+        let chance = handle.with_random(|random| random.random_range(0.0..1.0));
+        let moment = (MOMENT / (1 + self.lost)).mul_f64(chance);
+        let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
             until_free(self.masters, self.request, votes, &outlook).await;
             handle.sleep(moment).await;
         });
+        let cap = handle.now().after(if planted::is(Bug::TrustPushes) { Duration::MAX } else { CAP });
         loop {
-            let pause_over = handle.sleep_until(over.min(self.give_up_at));
-            self.woken = matches!(select(&mut free, select(pause_over, &mut *cancel)).await, Either::Left(_));
+            let until = if handle.now() < cap { self.over.min(cap) } else { self.over };
+            let ended = handle.sleep_until(until.min(self.give_up_at));
+            self.woken = matches!(select(&mut free, select(ended, &mut *cancel)).await, Either::Left(_));
             let now = handle.now();
             if cancel.is_terminated() || now >= self.give_up_at {
                 return false;
             }
-            if self.woken || pause.is_zero() || !outlook.is_clear(self.request.quorum, now.since(asked_at)) {
+            if self.woken || (now >= cap && outlook.is_relied_on()) {
                 return true;
             }
-            let Some(next) = self.pauses.next() else { return true };
-            (pause, over) = (next, over.after(next));
+            if now >= self.over && (!outlook.is_clear(self.request.quorum) || !self.pauses_on()) {
+                return true;
+            }
         }
     }
 
-    /// Stand in line until nobody of this session is before us, who asks for all; `false` if that takes longer than
-    /// `pause` and all pauses after it.
-    async fn is_next(&mut self, pause: Duration, cancel: &mut Cancel) -> bool {
+    /// Whether a pause is not over yet, or another begins.
+    fn pauses_on(&mut self) -> bool {
+        let now = self.masters.handle().now();
+        now < self.over || self.pauses.next().map(|pause| self.over = now.after(pause)).is_some()
+    }
+
+    /// Stand in line until nobody of this session is before us, who asks for all; `false` if that takes longer than all
+    /// pauses.
+    async fn is_next(&mut self, cancel: &mut Cancel) -> bool {
         if self.place.is_some() || planted::is(Bug::NoLine) {
             return true;
         }
         let handle = self.masters.handle();
-        let came_at = handle.now();
-        let end = came_at.after(pause.saturating_add(self.pauses.rest())).min(self.give_up_at);
+        let end = self.over.after(self.pauses.rest()).min(self.give_up_at);
         let line = std::pin::pin!(self.masters.line(&self.request.resources).lock_owned());
         if let Either::Left((place, _)) = select(line, select(handle.sleep_until(end), cancel)).await {
             self.place = Some(place);
         }
-        self.pauses.spend(handle.now().since(came_at));
-        self.place.is_some()
+        self.pauses.spend(handle.now().since(self.over));
+        self.place.is_some() && self.pauses_on()
     }
 }
 
@@ -135,9 +147,12 @@ struct Outlook {
 }
 
 impl Outlook {
-    fn is_clear(&self, quorum: usize, since_asked: Duration) -> bool {
-        let watched = self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed);
-        watched && (since_asked < CAP || planted::is(Bug::TrustPushes))
+    fn is_relied_on(&self) -> bool {
+        self.watched.load(Ordering::Relaxed) > 0
+    }
+
+    fn is_clear(&self, quorum: usize) -> bool {
+        self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed)
     }
 }
 
