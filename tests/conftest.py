@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare this suite's markers; have signals end what it starts, under nohup as well."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    config.addinivalue_line("markers", "engine: nothing that the interpreter could change; not run again on others")
+    config.addinivalue_line("markers", "once: not run again on another interpreter, which could hardly change it")
     config.addinivalue_line("markers", "every_kind: run on Redis 6.2, Redis 8.2 and Valkey 9.1, not only on the first")
 
 

@@ -7,7 +7,7 @@ import pytest
 from chaos import Chaos
 
 
-@pytest.mark.engine
+@pytest.mark.once
 @pytest.mark.usefixtures("_rig")
 def test_no_update_under_the_lock_is_lost(record_property):
     """Holders stopped past their time aside, which only fencing can hold back."""

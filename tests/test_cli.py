@@ -15,6 +15,8 @@ from support.locks import PROMPT, held, nothing_left
 from support.scripted import NIL
 from support.servers import wait_until
 
+pytestmark = pytest.mark.once
+
 TTL = "20000"
 
 

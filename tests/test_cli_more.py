@@ -15,6 +15,8 @@ from redlock.cli import main
 from support.command import WORDS, command, environment, redlock_, urls
 from support.locks import held, nothing_left
 
+pytestmark = pytest.mark.once
+
 TTL = "20s"
 
 

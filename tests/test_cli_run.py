@@ -19,6 +19,8 @@ from support.command import WORDS, command, environment, redlock_, urls
 from support.locks import PROMPT, held, nothing_left
 from support.servers import wait_until
 
+pytestmark = pytest.mark.once
+
 KEPT = 600  # ms: a TTL that is extended several times within a test
 
 

@@ -17,6 +17,8 @@ import pytest
 from redlock import Lock
 from support.locks import TTL, held, manager, nothing_left
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 DEFAULT = HERE.parent / ".venvs" / "redlock-py" / "bin" / "python"
 

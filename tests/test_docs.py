@@ -11,6 +11,8 @@ import pytest
 
 from support.pages import blocks, run
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = {name: blocks(page) for name, page in PAGES.items()}

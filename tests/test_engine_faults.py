@@ -20,7 +20,7 @@ from support.proxy import Mode, syn_black_hole
 from support.scripted import Late
 from support.servers import ServerKind, wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.once
 
 SIZES = [1, 2, 3, 5]
 

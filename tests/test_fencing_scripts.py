@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from conftest import Masters, Spawn
     from support.servers import Server
 
-pytestmark = [pytest.mark.engine, pytest.mark.every_kind]
+pytestmark = [pytest.mark.once, pytest.mark.every_kind]
 
 SOURCES = Path(__file__).parents[1] / "src" / "fence"
 COMMON, ACQUIRE, BUMP = ((SOURCES / f"{name}.lua").read_text() for name in ("common", "acquire", "bump"))

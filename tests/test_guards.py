@@ -11,7 +11,7 @@ from redlock._redlock import Held, Operation
 from support.locks import PROMPT, TTL, held
 from support.servers import wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.once
 
 LONG_AGO = 2  # seconds: older than the TTLs that these tests guard with
 

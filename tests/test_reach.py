@@ -20,7 +20,7 @@ from support.servers import Server, wait_until
 from support.tls import TlsFront
 from support.topology import SERVICE, Cluster, Sentinel, Watched
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.once
 
 PATIENT = {"retry_count": 400, "retry_delay": 0.05}  # outlasts a failover, some seconds; bounded all the same
 

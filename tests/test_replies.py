@@ -14,7 +14,7 @@ from support.locks import PROMPT, TTL, manager
 from support.scripted import NIL, OK, PUSH, Act, Late
 from support.servers import wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.once
 
 ERRORS = {
     "LOADING": b"-LOADING Redis is loading the dataset in memory\r\n",

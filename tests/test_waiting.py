@@ -13,7 +13,7 @@ from redlock._redlock import Held, Operation, now
 from support.locks import PROMPT, TTL, manager
 from support.servers import wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.once
 
 NEVER = 600.0  # seconds: a pause that no test lives to see the end of
 
