@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import threading
 import time
+import weakref
 
 import pytest
 import redis
@@ -162,6 +164,24 @@ def test_a_timeout_of_zero_tries_once(servers, dlm):
     assert (error.resource, error.reason) == ("r", "contended")
     assert [vote for _, vote in error.masters].count("refused") >= 2
     assert [name for name, _ in error.masters] == [f"127.0.0.1:{server.port}/0" for server in servers]
+
+
+@pytest.mark.parametrize("down", [0, 2])
+def test_what_failed_lets_go_of_its_manager_at_once(servers, down):
+    """Not when the garbage collector gets to it: until then its connections would stay open."""
+    occupy(servers)
+    for server in servers[:down]:
+        server.kill()
+    dlm = manager(servers, retry_count=1)
+    alive = weakref.ref(dlm)
+    gc.disable()
+    try:
+        with pytest.raises(QuorumUnavailable if down else LockContended):
+            dlm.acquire("r", TTL, timeout=0)
+        del dlm
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_timeout_is_waited_out(servers, dlm):

@@ -165,7 +165,10 @@ class Terms(Generic[M]):
         waited_out = pace.is_waited_out(waited)
         error = refusal(resource, self.named(outcome), self.quorum, waited_out=waited_out)
         self.counters.refused(contended=isinstance(error, LockContended))
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback names this frame: only the garbage collector would close the connections
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
