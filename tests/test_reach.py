@@ -434,10 +434,11 @@ def test_the_node_of_a_key_is_remembered(cluster):
 def test_there_is_one_connection_to_each_node(cluster):
     """H9: a release cannot overtake its SET."""
     dlm = manager([cluster])
+    others = [{client["id"] for client in node.connections()} for node in cluster.nodes]
     for number in range(30):
         dlm.unlock(dlm.lock(f"r{number}", TTL))
-    # Those of the test before may take a moment to end; a second one of ours would stay.
-    wait_until(lambda: [len(node.connections()) for node in cluster.nodes] == [1, 1, 1])
+    now = [{client["id"] for client in node.connections()} for node in cluster.nodes]
+    assert [len(ours - before) for ours, before in zip(now, others, strict=True)] == [1, 1, 1]
     nothing_left(cluster.nodes)
 
 
