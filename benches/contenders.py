@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 WORKER = HERE / "worker.py"
-RAW = "raw sockets"
+RAW = "raw sockets"  # without any library: how the names of the probes begin
 START = 60.0  # seconds until a contender must have started, with twenty others on a busy machine
 
 
@@ -57,6 +57,8 @@ LIBRARIES = (
     Library("redlock (glasslion)", "glasslion", "glasslion"),
     Library("aioredlock", "aioredlock", "aioredlock"),
 )
+
+RAW_FROM_PYTHON = Library(f"{RAW}, Python", "", "raw")
 
 
 class Unable(Exception):  # noqa: N818 (an answer as good as another)
@@ -198,5 +200,5 @@ def start(library: Library, environments: Path, urls: Sequence[str]) -> Contende
 
 
 def start_probe(probe: Path, urls: Sequence[str]) -> Contender:
-    """The limit: sockets without any library."""
-    return Contender(RAW, [str(probe), *(url.partition("//")[2].partition("?")[0] for url in urls)])
+    """The limit: sockets without any library, and without an interpreter."""
+    return Contender(f"{RAW}, Rust", [str(probe), *(url.partition("//")[2].partition("?")[0] for url in urls)])

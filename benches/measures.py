@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .contenders import LIBRARIES, Contender, Library, Unable, start, start_probe
+from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, start, start_probe
 from .meters import switches, system_calls
 from .records import OURS, Record
 from .setting import Condition, setting
@@ -81,11 +81,12 @@ class Bench:
     effort: Effort
 
     @contextlib.contextmanager
-    def everybody(self, urls: Sequence[str], *, probe: bool = True) -> Iterator[list[Contender]]:
+    def everybody(self, urls: Sequence[str], *, probes: bool = True) -> Iterator[list[Contender]]:
         """All contenders, started; whoever cannot run says so as its trouble."""
         with ExitStack() as stack:
             started = [start(library, self.environments, urls) for library in LIBRARIES]
-            if probe:
+            if probes:
+                started.append(start(RAW_FROM_PYTHON, self.environments, urls))
                 started.append(start_probe(self.probe, urls))
             for contender in started:
                 stack.enter_context(contender)
@@ -106,9 +107,9 @@ def pairs(bench: Bench) -> Iterator[list[Record]]:
 
 
 def _pairs(bench: Bench, size: int, condition: Condition) -> list[Record]:
-    # The raw probe waits for all masters, also for broken ones: it is no limit there.
-    probe = not condition.is_fault
-    with setting(bench.kind, size, condition) as masters, bench.everybody(masters.urls, probe=probe) as contenders:
+    # The raw probes wait for all masters, also for broken ones: they are no limit there.
+    probes = not condition.is_fault
+    with setting(bench.kind, size, condition) as masters, bench.everybody(masters.urls, probes=probes) as contenders:
         _take_turns(bench.effort, contenders, turns=2)
         for contender in contenders:
             contender.forget()
@@ -172,7 +173,7 @@ def _calls(contender: Contender, effort: Effort) -> float | None:
 def crowd(bench: Bench) -> Iterator[list[Record]]:
     """Threads, or tasks of one event loop, each with a lock of its own; pairs a second over all."""
     size = max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004 (what most people have)
-    with setting(bench.kind, size) as masters, bench.everybody(masters.urls, probe=False) as contenders:
+    with setting(bench.kind, size) as masters, bench.everybody(masters.urls, probes=False) as contenders:
         for callers in bench.effort.crowds:
             yield _crowd(bench.effort, masters, contenders, callers)
 

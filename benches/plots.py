@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from .contenders import RAW
 from .records import OURS, Record, Results, contenders
 from .tables import number, short, time
 
@@ -54,7 +55,7 @@ def _faults(results: Results) -> Figure:
     conditions = ("healthy", "one slow", "one hung", "one dead")
     panels = {name: [r for r in records if (r.masters, r.condition) == (most, name)] for name in conditions}
     # The raw sockets wait for all, and were not asked.
-    panels["healthy"] = [record for record in panels["healthy"] if record.contender != "raw sockets"]
+    panels["healthy"] = [record for record in panels["healthy"] if not record.contender.startswith(RAW)]
     return _panels(f"lock and unlock, N = {most}", panels)
 
 

@@ -17,13 +17,16 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 from collections import Counter
+from hashlib import sha1
 from importlib import import_module as _import
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -105,6 +108,52 @@ def aioredlock(urls: Sequence[str]) -> Library:
     """aioredlock; the options of URLs are for redis-py, and it has no timeout that could be set instead."""
     masters = [url.partition("?")[0] for url in urls]
     return by_manager(_import("aioredlock").Aioredlock(masters), TTL, awaits=True)
+
+
+class Raw:
+    """The limit from Python: what this library does at its least, over plain blocking sockets.
+
+    No quorum, no deadline, no retry: written to all, then read from all.
+
+    Args:
+        urls: of the masters, at numeric addresses.
+    """
+
+    SCRIPT = b"if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end"
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._sockets = []
+        for url in urls:
+            address = urlsplit(url)
+            master = socket.create_connection((address.hostname, address.port or 6379))
+            master.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets.append(master)
+        self._digest = sha1(self.SCRIPT).hexdigest().encode()  # noqa: S324 (the name that Redis has for it)
+        self._round(b"$40\r\n%b\r\n" % self._digest, b"SCRIPT", b"LOAD", self.SCRIPT)
+
+    def lock(self, resource: str) -> tuple[bytes, bytes]:
+        """``SET`` with a fresh key."""
+        lock = resource.encode(), os.urandom(11).hex().encode()
+        self._round(b"+OK\r\n", b"SET", *lock, b"NX", b"PX", b"%d" % (TTL * 1000))
+        return lock
+
+    def unlock(self, lock: tuple[bytes, bytes]) -> None:
+        """The release script."""
+        self._round(b":1\r\n", b"EVALSHA", self._digest, b"1", *lock)
+
+    def _round(self, wanted: bytes, *words: bytes) -> None:
+        command = b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+        for master in self._sockets:
+            master.sendall(command)
+        for master in self._sockets:
+            if (reply := master.recv(1024)) != wanted:
+                raise ValueError(f"expected {wanted!r}, got {reply!r}")
+
+
+def raw(urls: Sequence[str]) -> Library:
+    """No library."""
+    sockets = Raw(urls)
+    return Library(sockets.lock, sockets.unlock)
 
 
 def _client(url: str) -> Any:
@@ -260,6 +309,7 @@ LIBRARIES = {
     "redis-py": redis_py,
     "glasslion": glasslion,
     "aioredlock": aioredlock,
+    "raw": raw,
 }
 
 
