@@ -28,8 +28,14 @@ use crate::script::{self, Grant};
 const CAP: Duration = Duration::from_secs(1);
 
 /// All who wait are told at once, in an order that servers do not vary: without a moment of chance the same would always
-/// come first. The more often somebody has come too late, the shorter it is.
+/// come first.
 const MOMENT: Duration = Duration::from_micros(500);
+
+/// The same for those who came too late before: a crowd that asks all at once is in its own way.
+const SPREAD: Duration = Duration::from_millis(4);
+
+/// The share of them that goes at once all the same: who was faster may be one who releases and asks again in a loop.
+const AT_ONCE: f64 = 1.0 / 6.0;
 
 /// The tries of one call: when the next one is due.
 pub(super) struct Waiting<'a> {
@@ -44,8 +50,8 @@ pub(super) struct Waiting<'a> {
     woken: bool,
     /// Others want the lock, too, and were in our way.
     contended: bool,
-    /// How often somebody else was faster.
-    lost: u32,
+    /// Somebody else was faster.
+    beaten: bool,
     place: Option<OwnedMutexGuard<()>>,
 }
 
@@ -62,7 +68,7 @@ impl<'a> Waiting<'a> {
             refused: false,
             woken: false,
             contended: false,
-            lost: 0,
+            beaten: false,
             place: None,
         }
     }
@@ -83,14 +89,13 @@ impl<'a> Waiting<'a> {
         }
         self.refused = votes.contains(&Ok(Grant::Refused));
         self.contended |= self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
-        self.lost += u32::from(self.woken);
+        self.beaten |= self.woken;
         self.woken = false;
         let handle = self.masters.handle();
         if !self.request.retry_delay.is_zero() && !self.is_next(cancel).await {
             return !cancel.is_terminated() && handle.now() < self.give_up_at;
         }
-        let chance = handle.with_random(|random| random.random_range(0.0..1.0));
-        let moment = (MOMENT / (1 + self.lost)).mul_f64(chance);
+        let moment = self.moment(handle.with_random(|random| random.random_range(0.0..1.0)));
         let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
             until_free(self.masters, self.request, votes, &outlook).await;
@@ -112,6 +117,11 @@ impl<'a> Waiting<'a> {
                 return true;
             }
         }
+    }
+
+    /// How long to wait once the lock may be free, by a number from 0 to 1.
+    fn moment(&self, chance: f64) -> Duration {
+        if self.beaten { SPREAD.mul_f64((chance - AT_ONCE).max(0.0)) } else { MOMENT.mul_f64(chance) }
     }
 
     /// Whether a pause is not over yet, or another begins.
