@@ -48,6 +48,19 @@ impl<R: Rng> Iterator for Pauses<R> {
     }
 }
 
+/// How long to hesitate when many may be told at once that a lock is free.
+///
+/// Servers tell them in an order that does not vary: without a moment of chance the same would always come first. A crowd
+/// that asks all at once is in its own way, so whoever knows that others want it hesitates longer; but for one in six, since
+/// the other may be one who releases and asks again in a loop.
+pub fn moment(contended: bool, random: &mut impl Rng) -> Duration {
+    match contended {
+        false => Duration::from_micros(random.random_range(0..500)),
+        true if random.random_ratio(1, 6) => Duration::ZERO,
+        true => Duration::from_micros(random.random_range(0..3500)),
+    }
+}
+
 /// A random duration between half of `delay` and `delay`.
 pub fn jittered(delay: Duration, random: &mut impl Rng) -> Duration {
     delay.mul_f64(random.random_range(0.5..=1.0))
@@ -88,6 +101,21 @@ mod tests {
         let mut pauses = Pauses::new(u64::MAX, Duration::from_millis(200), StdRng::seed_from_u64(7));
         pauses.spend(Duration::from_secs(3600));
         assert_eq!(pauses.rest(), Duration::MAX);
+    }
+
+    #[test]
+    fn who_is_not_alone_hesitates_longer_but_for_one_in_six() {
+        let mut random = StdRng::seed_from_u64(7);
+        let mut moments = |contended| -> Vec<Duration> {
+            let mut moments: Vec<_> = (0..6000).map(|_| moment(contended, &mut random)).collect();
+            moments.sort();
+            moments
+        };
+        let micros = |moments: &[Duration], index: usize| moments[index].as_micros();
+        let (alone, crowd) = (moments(false), moments(true));
+        assert!((240..=260).contains(&micros(&alone, 3000)) && micros(&alone, 5999) < 500);
+        assert!(crowd[900].is_zero() && !crowd[1100].is_zero());
+        assert!((1650..=1850).contains(&micros(&crowd, 3500)) && micros(&crowd, 5999) < 3500);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::{Either, FusedFuture, join, join_all, pending, select};
 use futures_util::stream::FuturesUnordered;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use redis::Value;
 use tokio::sync::OwnedMutexGuard;
 
@@ -20,22 +20,12 @@ use crate::master::Master;
 use crate::master::link::Link;
 use crate::master::watch::Change;
 use crate::planted::{self, Bug};
-use crate::retry::Pauses;
+use crate::retry::{self, Pauses};
 use crate::runtime::{Handle, locked};
 use crate::script::{self, Grant};
 
 /// The longest that pushes are relied on: a server may lose one.
 const CAP: Duration = Duration::from_secs(1);
-
-/// All who wait are told at once, in an order that servers do not vary: without a moment of chance the same would always
-/// come first.
-const MOMENT: Duration = Duration::from_micros(500);
-
-/// The same for those who came too late before: a crowd that asks all at once is in its own way.
-const SPREAD: Duration = Duration::from_millis(4);
-
-/// The share of them that goes at once all the same: who was faster may be one who releases and asks again in a loop.
-const AT_ONCE: f64 = 1.0 / 6.0;
 
 /// The tries of one call: when the next one is due.
 pub(super) struct Waiting<'a> {
@@ -50,8 +40,6 @@ pub(super) struct Waiting<'a> {
     woken: bool,
     /// Others want the lock, too, and were in our way.
     contended: bool,
-    /// Somebody else was faster.
-    beaten: bool,
     place: Option<OwnedMutexGuard<()>>,
 }
 
@@ -68,7 +56,6 @@ impl<'a> Waiting<'a> {
             refused: false,
             woken: false,
             contended: false,
-            beaten: false,
             place: None,
         }
     }
@@ -89,13 +76,12 @@ impl<'a> Waiting<'a> {
         }
         self.refused = votes.contains(&Ok(Grant::Refused));
         self.contended |= self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
-        self.beaten |= self.woken;
         self.woken = false;
         let handle = self.masters.handle();
         if !self.request.retry_delay.is_zero() && !self.is_next(cancel).await {
             return !cancel.is_terminated() && handle.now() < self.give_up_at;
         }
-        let moment = self.moment(handle.with_random(|random| random.random_range(0.0..1.0)));
+        let moment = handle.with_random(|random| retry::moment(self.contended, random));
         let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
             until_free(self.masters, self.request, votes, &outlook).await;
@@ -117,11 +103,6 @@ impl<'a> Waiting<'a> {
                 return true;
             }
         }
-    }
-
-    /// How long to wait once the lock may be free, by a number from 0 to 1.
-    fn moment(&self, chance: f64) -> Duration {
-        if self.beaten { SPREAD.mul_f64((chance - AT_ONCE).max(0.0)) } else { MOMENT.mul_f64(chance) }
     }
 
     /// Whether a pause is not over yet, or another begins.
