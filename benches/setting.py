@@ -15,6 +15,8 @@ from support.loop import RIG
 from support.proxy import Proxy
 from support.servers import Server, ServerKind
 
+from .awake import awake
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -33,6 +35,7 @@ class Condition(Enum):
     """How the masters are."""
 
     HEALTHY = "healthy"
+    AWAKE = "healthy, no processor sleeps"
     DELAYED = "2 ms away"
     SLOW = "one slow"
     HUNG = "one hung"
@@ -41,7 +44,7 @@ class Condition(Enum):
     @property
     def is_fault(self) -> bool:
         """Whether one master is broken, which N = 1 cannot survive."""
-        return self not in {Condition.HEALTHY, Condition.DELAYED}
+        return self in {Condition.SLOW, Condition.HUNG, Condition.DEAD}
 
 
 class Setting:
@@ -116,6 +119,8 @@ def _ping(client: redis.Redis) -> float:
 def setting(kind: ServerKind, size: int, condition: Condition = Condition.HEALTHY) -> Iterator[Setting]:
     """Masters, ended afterwards."""
     with ExitStack() as stack:
+        if condition is Condition.AWAKE:
+            stack.enter_context(awake())
         yield Setting(kind, size, condition, stack)
 
 
