@@ -1,6 +1,7 @@
 //! The operations over N masters, as plain `async fn`s, and the session that runs them.
 
 pub mod acquire;
+pub mod crowd;
 pub mod extend;
 mod fence;
 pub mod inspect;
@@ -16,6 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
+use crate::engine::crowd::Crowds;
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
@@ -30,6 +32,7 @@ pub struct Masters {
     list: Vec<Arc<Master>>,
     handle: Handle,
     lines: Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>,
+    crowds: Arc<Crowds>,
 }
 
 impl Deref for Masters {
@@ -80,6 +83,11 @@ impl Masters {
         })
     }
 
+    /// Be one of those in this process who wait for these resources.
+    fn join(&self, resources: &[Vec<u8>]) -> crowd::Place {
+        self.crowds.join(least(resources), self.handle.now())
+    }
+
     /// What masters said in a round that ended so. Of one that was not needed, what is known from before: somebody will
     /// ask why there was no quorum. One still to answer kept silent, if the round did not end without it.
     fn explained<T>(&self, verdict: Verdict, said: Vec<Result<T, Error>>) -> Vec<Result<T, Error>> {
@@ -127,16 +135,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session without connections. `masters` are the endpoints with their health, which other sessions may share.
+    /// A session without connections. `masters` are the endpoints with their health, which other sessions may share, as
+    /// they do `crowds`.
     #[must_use]
-    pub fn new(masters: &[(Arc<Endpoint>, Arc<Health>)], effects: Arc<dyn Effects>) -> Self {
+    pub fn new(masters: &[(Arc<Endpoint>, Arc<Health>)], crowds: Arc<Crowds>, effects: Arc<dyn Effects>) -> Self {
         let executor = Executor::new(effects);
         let handle = executor.handle().clone();
         let list = masters
             .iter()
             .map(|(endpoint, health)| Master::new(Arc::clone(endpoint), Arc::clone(health), handle.clone()))
             .collect();
-        Self { executor, masters: Arc::new(Masters { list, handle, lines: Mutex::default() }) }
+        Self { executor, masters: Arc::new(Masters { list, handle, lines: Mutex::default(), crowds }) }
     }
 
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.

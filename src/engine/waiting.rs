@@ -14,6 +14,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::clock::Instant;
 use crate::engine::acquire::{Cancel, Request, Vote};
+use crate::engine::crowd::Place;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
@@ -38,9 +39,10 @@ pub(super) struct Waiting<'a> {
     pub(super) give_up_at: Instant,
     refused: bool,
     woken: bool,
-    /// Others want the lock, too, and were in our way.
-    contended: bool,
-    place: Option<OwnedMutexGuard<()>>,
+    /// Our turn among those of this session who wait for it.
+    turn: Option<OwnedMutexGuard<()>>,
+    /// Our place among those of this process who do.
+    place: Option<Place>,
 }
 
 impl<'a> Waiting<'a> {
@@ -55,15 +57,19 @@ impl<'a> Waiting<'a> {
             give_up_at: masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX)),
             refused: false,
             woken: false,
-            contended: false,
+            turn: None,
             place: None,
         }
     }
 
     /// Whether one master, the same for all contenders, is to be asked first: contenders that all ask everybody split the
     /// votes, and nobody wins. The only one who waits saves a round trip.
-    pub(super) const fn asks_one_first(&self) -> bool {
-        self.refused && (self.contended || !self.woken)
+    pub(super) fn asks_one_first(&self) -> bool {
+        self.refused && (self.is_crowded() || !self.woken)
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.is_crowded(self.masters.handle().now()))
     }
 
     /// After a round that ended with `votes`: wait until it is time for the next; `false` if there is none.
@@ -75,13 +81,18 @@ impl<'a> Waiting<'a> {
             return false;
         }
         self.refused = votes.contains(&Ok(Grant::Refused));
-        self.contended |= self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
+        let was_contended = self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
         self.woken = false;
         let handle = self.masters.handle();
         if !self.request.retry_delay.is_zero() && !self.is_next(cancel).await {
             return !cancel.is_terminated() && handle.now() < self.give_up_at;
         }
-        let moment = handle.with_random(|random| retry::moment(self.contended, random));
+        let place = self.place.get_or_insert_with(|| self.masters.join(&self.request.resources));
+        if was_contended {
+            place.was_contended(handle.now());
+        }
+        let is_crowded = self.is_crowded();
+        let moment = handle.with_random(|random| retry::moment(is_crowded, random));
         let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
             until_free(self.masters, self.request, votes, &outlook).await;
@@ -114,17 +125,17 @@ impl<'a> Waiting<'a> {
     /// Stand in line until nobody of this session is before us, who asks for all; `false` if that takes longer than all
     /// pauses.
     async fn is_next(&mut self, cancel: &mut Cancel) -> bool {
-        if self.place.is_some() || planted::is(Bug::NoLine) {
+        if self.turn.is_some() || planted::is(Bug::NoLine) {
             return true;
         }
         let handle = self.masters.handle();
         let end = self.over.after(self.pauses.rest()).min(self.give_up_at);
         let line = std::pin::pin!(self.masters.line(&self.request.resources).lock_owned());
-        if let Either::Left((place, _)) = select(line, select(handle.sleep_until(end), cancel)).await {
-            self.place = Some(place);
+        if let Either::Left((turn, _)) = select(line, select(handle.sleep_until(end), cancel)).await {
+            self.turn = Some(turn);
         }
         self.pauses.spend(handle.now().since(self.over));
-        self.place.is_some() && self.pauses_on()
+        self.turn.is_some() && self.pauses_on()
     }
 }
 

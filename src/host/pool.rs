@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rustix::process::{Pid, getpid};
 
 use crate::engine::Session;
+use crate::engine::crowd::Crowds;
 use crate::host::{System, blocking};
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
@@ -30,6 +31,7 @@ struct InProcess {
     pid: Pid,
     journal: Arc<Journal>,
     masters: Vec<(Arc<Endpoint>, Arc<Health>)>,
+    crowds: Arc<Crowds>,
     idle: Mutex<Vec<Session>>,
     child: OnceLock<Arc<InProcess>>,
 }
@@ -142,7 +144,8 @@ impl InProcess {
             Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(guards)))
         };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
-        Self { pid: getpid(), journal, masters, idle: Mutex::default(), child: OnceLock::new() }
+        let (crowds, idle, child) = (Arc::default(), Mutex::default(), OnceLock::new());
+        Self { pid: getpid(), journal, masters, crowds, idle, child }
     }
 
     fn take(&self, key: Option<&[u8]>) -> Option<Session> {
@@ -155,7 +158,7 @@ impl InProcess {
     }
 
     fn new_session(&self) -> Session {
-        Session::new(&self.masters, Arc::new(System))
+        Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(System))
     }
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on

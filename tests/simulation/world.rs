@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redlock::engine::Session;
+use redlock::engine::crowd::Crowds;
 use redlock::master::endpoint::{Address, Endpoint};
 use redlock::master::guard::Guards;
 use redlock::master::health::{Health, Journal};
@@ -89,6 +90,7 @@ pub struct Client {
     /// The wall clock: set right when the world begins, and set wrong later.
     pub wall: Arc<Clock>,
     pub healths: Vec<(Arc<Endpoint>, Arc<Health>)>,
+    pub crowds: Arc<Crowds>,
     pub idle: Vec<usize>,
     pub paused_until: Nanos,
     pub paused_in_all: Nanos,
@@ -203,9 +205,10 @@ impl World {
         });
         let (healths, clock) = (healths.collect(), Arc::new(Clock::new(&self.truth, plan.ppm, plan.zero)));
         let wall = Arc::new(Clock::new(&self.truth, plan.ppm, SECOND));
-        let (idle, workers) = (Vec::new(), plan.workers);
+        let (crowds, idle, workers) = (Arc::default(), Vec::new(), plan.workers);
         let shared = plan.sharing == Sharing::Loop;
-        self.clients.push(Client { plan, clock, wall, healths, idle, paused_until: 0, paused_in_all: 0, paused_at: 0 });
+        let (paused_until, paused_in_all, paused_at) = (0, 0, 0);
+        self.clients.push(Client { plan, clock, wall, healths, crowds, idle, paused_until, paused_in_all, paused_at });
         let session = shared.then(|| self.new_session(index));
         for number in 0..workers {
             self.add_worker(index, number, session);
@@ -232,7 +235,11 @@ impl World {
             deeds: Arc::clone(&self.deeds),
         };
         self.seats.push(Seat {
-            session: Session::new(&self.clients[client].healths, Arc::new(host)),
+            session: Session::new(
+                &self.clients[client].healths,
+                Arc::clone(&self.clients[client].crowds),
+                Arc::new(host),
+            ),
             client,
             attended: self.clients[client].plan.sharing == Sharing::Loop,
             dirty: false,
