@@ -255,6 +255,26 @@ def test_h17_fork_while_threads_are_locking(masters):
     nothing_left(servers)
 
 
+def test_h17_calls_import_nothing(masters):
+    """H17: whatever a thread of the parent was importing at the fork, the child would wait for, for ever."""
+    source = """
+    from redlock import CannotObtainLock
+    dlm = Redlock(sys.argv[1:], 1)
+    before = set(sys.modules)
+    lock = dlm.lock("r", 20000)
+    dlm.lock("r", 20000), dlm.locked("r"), dlm.extend(lock, 20000)
+    try:
+        dlm.acquire("r", 20000, timeout=0)
+    except CannotObtainLock:
+        dlm.unlock(lock)
+    with dlm.acquire("r", 20000, auto_extend=True, fencing=True) as lease:
+        lease.extend()
+    dlm.stats()
+    say(set(sys.modules) - before)
+    """
+    assert run(source, *urls(masters(3))).strip() == "set()"
+
+
 def test_h18_a_child_neither_has_nor_ends_its_parents_lock(masters):
     """H18: forked while a lock is held. The child is refused, and its end changes nothing."""
     servers = masters(3)

@@ -89,7 +89,9 @@ class Redlock:
             CannotObtainLock: no masters.
             TypeError: no list.
         """
-        from redlock import _connections  # noqa: PLC0415 - imports redis-py, which `import redlock` must not
+        # With all that calls need later: what another thread is importing in the moment of a fork, the child would wait
+        # for, for ever. They import redis-py, which `import redlock` must not.
+        from redlock import _connections, _leasing, _stats  # noqa: F401, PLC0415
 
         try:
             self.servers = _connections.connect(connection_list, _connections.client)
