@@ -12,60 +12,44 @@ const LATELY: Duration = Duration::from_secs(10);
 
 /// Those who wait, by the resource they wait for. The sessions of one manager share it.
 #[derive(Debug, Default)]
-pub struct Crowds(Mutex<HashMap<Vec<u8>, Crowd>>);
+pub struct Crowds(Mutex<HashMap<Vec<u8>, Arc<Crowd>>>);
 
+/// Until when it is remembered that others wanted a resource. The map has it, and everybody who waits.
 #[derive(Debug, Default)]
-struct Crowd {
-    here: usize,
-    until: Option<Instant>,
-}
+struct Crowd(Mutex<Option<Instant>>);
 
 impl Crowds {
     /// Wait for `resource`, until the returned place is dropped.
     #[must_use]
-    pub fn join(self: &Arc<Self>, resource: &[u8], now: Instant) -> Place {
+    pub fn join(&self, resource: &[u8], now: Instant) -> Place {
         let mut crowds = locked(&self.0);
         if crowds.len() == crowds.capacity() {
-            crowds.retain(|_, crowd| crowd.here > 0 || crowd.is_remembered(now));
+            crowds.retain(|_, crowd| Arc::strong_count(crowd) > 1 || crowd.is_remembered(now));
         }
-        crowds.entry(resource.to_vec()).or_default().here += 1;
-        Place { crowds: Arc::clone(self), resource: resource.to_vec() }
+        Place(Arc::clone(crowds.entry(resource.to_vec()).or_default()))
     }
 }
 
 impl Crowd {
     fn is_remembered(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
+        locked(&self.0).is_some_and(|until| now < until)
     }
 }
 
 /// A place among those who wait for a resource.
 #[derive(Debug)]
-pub struct Place {
-    crowds: Arc<Crowds>,
-    resource: Vec<u8>,
-}
+pub struct Place(Arc<Crowd>);
 
 impl Place {
     /// Whether others wait for it, or were in somebody's way lately.
     #[must_use]
     pub fn is_crowded(&self, now: Instant) -> bool {
-        self.with(|crowd| crowd.here > 1 || crowd.is_remembered(now))
+        Arc::strong_count(&self.0) > 2 || self.0.is_remembered(now)
     }
 
     /// Others want it, too, and were in our way.
     pub fn was_contended(&self, now: Instant) {
-        self.with(|crowd| crowd.until = Some(now.after(LATELY)));
-    }
-
-    fn with<T>(&self, look: impl FnOnce(&mut Crowd) -> T) -> T {
-        look(locked(&self.crowds.0).entry(self.resource.clone()).or_default())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.with(|crowd| crowd.here = crowd.here.saturating_sub(1));
+        *locked(&self.0.0) = Some(now.after(LATELY));
     }
 }
 
@@ -77,7 +61,7 @@ mod tests {
 
     #[test]
     fn two_are_a_crowd_and_one_is_none() {
-        let crowds = Arc::new(Crowds::default());
+        let crowds = Crowds::default();
         let first = crowds.join(b"r", START);
         let other = crowds.join(b"another", START);
         assert!(!first.is_crowded(START) && !other.is_crowded(START));
@@ -89,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_crowd_is_remembered_for_a_while_by_whoever_comes_next() {
-        let crowds = Arc::new(Crowds::default());
+        let crowds = Crowds::default();
         crowds.join(b"r", START).was_contended(START);
         let next = crowds.join(b"r", START);
         assert!(next.is_crowded(START) && next.is_crowded(START.after(LATELY * 99 / 100)));
@@ -98,7 +82,7 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_is_forgotten() {
-        let crowds = Arc::new(Crowds::default());
+        let crowds = Crowds::default();
         for number in 0..10_000_u32 {
             drop(crowds.join(&number.to_le_bytes(), START));
         }
