@@ -61,6 +61,11 @@ LIBRARIES = (
 RAW_FROM_PYTHON = Library(f"{RAW}, Python", "", "raw")
 
 
+def plain_environment() -> dict[str, str]:
+    """As a user starts Python: not with our modules, and with bytecode that the start before has left."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 class Unable(Exception):  # noqa: N818 (an answer as good as another)
     """A contender cannot go on; why, is for the tables."""
 
@@ -87,9 +92,8 @@ class Contender:
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name, self.version, self.trouble = name, "", ""
         self.forget()
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=plain_environment()
         )
         self.pid = self._child.pid
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, start, start_probe
+from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, plain_environment, start, start_probe
 from .meters import switches, system_calls
 from .records import OURS, Record
 from .setting import Condition, setting
@@ -354,8 +354,7 @@ def imports(bench: Bench) -> Iterator[list[Record]]:
 
 
 def _start_ms(python: str, code: str) -> float:
-    # As a user starts it: with bytecode that the start before has left, whatever this machine says of that.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = plain_environment()
     begin = time.perf_counter()
     subprocess.run([python, "-c", code], check=True, cwd="/", env=environment)
     return (time.perf_counter() - begin) * 1000
