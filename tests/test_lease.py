@@ -47,8 +47,9 @@ def dlm(servers):
 
 
 def occupy(servers, name="r", value="another", ttl=TTL):
+    end = int(time.time() * 1000) + ttl  # on all in the same instant
     for server in servers:
-        server.admin.set(name, value, px=ttl)
+        server.admin.set(name, value, pxat=end)
 
 
 def refusal(dlm, name="r", **terms):

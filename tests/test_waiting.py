@@ -205,6 +205,5 @@ def test_a_server_that_goes_away_does_not_take_the_waiter_along(servers):
     servers[0].restart()
     time.sleep(0.05)
     manager(servers).unlock(lock)
-    assert (
-        waiter.took_it()
-    )  # though the pause is ten minutes: what is left of the watch says it, or the cap of a second
+    # Though the pause is ten minutes: what is left of the watch says it, or the cap of a second.
+    assert waiter.took_it()
