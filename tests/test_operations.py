@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redlock._redlock import Held, Operation, now
+from redlock._redlock import Held, Operation, Vote, now
 from support.locks import PROMPT, TTL, held, manager
 from support.servers import wait_until
 
@@ -40,7 +40,7 @@ def test_extending_sets_the_ttl_anew_and_says_until_when(servers, engine):
     assert isinstance(longer, Held)
     assert longer.key == lock.key
     assert before + (2 * TTL - DRIFT) / 1000 <= longer.expires_at <= now() + (2 * TTL - DRIFT) / 1000
-    assert longer.votes.count("extended") >= 2
+    assert longer.votes.count(Vote.EXTENDED) >= 2
     wait_until(lambda: all(server.admin.pttl("r") > TTL for server in servers))
 
 
@@ -49,7 +49,7 @@ def test_extending_does_not_revive_a_lock_that_is_gone(servers, engine):
     lock = engine.run(acquire(b"r"))
     for server in servers[:2]:
         server.admin.delete("r")
-    assert engine.run(extend(b"r", key=lock.key, valid_until=now() + 10)).count("absent") == 2
+    assert engine.run(extend(b"r", key=lock.key, valid_until=now() + 10)).count(Vote.ABSENT) == 2
     assert held(servers)[:2] == [None, None]
 
 
@@ -58,7 +58,7 @@ def test_extending_leaves_another_holder_alone(servers, engine):
     for server in servers:
         server.admin.set("r", "another", px=TTL)
     said = engine.run(extend(b"r", key=b"mine", ttl=10 * TTL))
-    assert said.count("taken") >= 2
+    assert said.count(Vote.TAKEN) >= 2
     assert all(server.admin.pttl("r") <= TTL for server in servers)
 
 
@@ -95,7 +95,7 @@ def test_a_minority_that_is_down_does_not_stop_an_extension(servers, engine):
 def test_several_resources_are_taken_together_and_released_together(servers, engine):
     lock = engine.run(acquire(b"a", b"b", b"c"))
     wait_until(lambda: {server.get(name) for server in servers for name in "abc"} == {lock.key})
-    assert engine.run(Operation.release([b"a", b"b", b"c"], lock.key)) == ["released"] * 3
+    assert engine.run(Operation.release([b"a", b"b", b"c"], lock.key)) == [Vote.RELEASED] * 3
     assert all(server.keys() == set() for server in servers)
 
 
@@ -103,7 +103,7 @@ def test_several_resources_are_taken_all_or_none(servers, engine):
     for server in servers:
         server.admin.set("b", "another", px=TTL)
     said = engine.run(acquire(b"a", b"b", b"c"))
-    assert said.count("refused") >= 2
+    assert said.count(Vote.REFUSED) >= 2
     assert all(server.keys() == {b"b"} for server in servers)
 
 
@@ -111,7 +111,7 @@ def test_several_resources_are_extended_all_or_not_at_all(servers, engine):
     lock = engine.run(acquire(b"a", b"b"))
     for server in servers:
         server.admin.delete("b")
-    assert engine.run(extend(b"a", b"b", key=lock.key)).count("absent") >= 2
+    assert engine.run(extend(b"a", b"b", key=lock.key)).count(Vote.ABSENT) >= 2
 
 
 @pytest.mark.every_kind
@@ -138,7 +138,7 @@ def test_a_timeout_bounds_the_rounds_and_the_pauses(servers, engine):
     for server in servers:
         server.admin.set("r", "another", px=TTL)
     begin = now()
-    assert engine.run(acquire(b"r", tries=2**62, timeout=0.3)).count("refused") >= 1
+    assert engine.run(acquire(b"r", tries=2**62, timeout=0.3)).count(Vote.REFUSED) >= 1
     assert 0.3 <= now() - begin < PROMPT
 
 

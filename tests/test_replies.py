@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from redlock import Lock, Redlock
+from redlock import Lock, QuorumUnavailable, Redlock
 from support.locks import PROMPT, TTL, manager
 from support.scripted import NIL, OK, PUSH, Act, Late
 from support.servers import wait_until
@@ -102,6 +102,21 @@ def test_an_error_of_one_master_of_three_is_outvoted(scripted, name):
     assert lock
     dlm.unlock(lock)
     wait_until(lambda: not any(server.keys for server in servers), 2)
+
+
+@pytest.mark.parametrize("text", [b"refused", b"granted", b"not asked", b"not awaited"])
+def test_an_error_that_reads_like_a_vote_is_a_failure(scripted, text):
+    servers = [scripted(always("SET", b"-" + text + b"\r\n")) for _ in range(3)]
+    with pytest.raises(QuorumUnavailable) as caught:
+        manager(servers).acquire("r", TTL, timeout=0)
+    assert [said for _, said in caught.value.failed] == [text.decode()] * 3
+
+
+@pytest.mark.parametrize("text", [b"released", b"absent"])
+def test_an_error_that_reads_like_a_release_is_reported(scripted, caplog, text):
+    server = scripted(lambda command: b"-" + text + b"\r\n" if command.name in {"EVAL", "EVALSHA"} else None)
+    manager([server]).unlock(Lock(TTL, "r", b"key"))
+    assert f"Error unlocking resource r in server {server.host}:{server.port}/0: {text.decode()}" in caplog.text
 
 
 @pytest.mark.parametrize("name", NOT_OK)

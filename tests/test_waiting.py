@@ -9,7 +9,7 @@ import time
 import pytest
 
 from redlock import Redlock
-from redlock._redlock import Held, Operation, now
+from redlock._redlock import Held, Operation, Vote, now
 from support.locks import PROMPT, TTL, manager, warm
 from support.servers import wait_until
 
@@ -118,7 +118,7 @@ def test_one_release_of_three_wakes_nobody(servers):
     before = servers[1].info("total_commands_processed")
     servers[0].admin.delete("r")
     waiter.join(PROMPT)
-    assert waiter.outcome.count("refused") >= 1
+    assert waiter.outcome.count(Vote.REFUSED) >= 1
     # The questions of this test itself, and no round.
     assert servers[1].info("total_commands_processed") - before <= 1
 

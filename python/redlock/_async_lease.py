@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redlock._connections import logger
 from redlock._lease import LeaseBase
-from redlock._outcomes import loss, why_not_extended
+from redlock._outcomes import in_words, loss, why_not_extended
 from redlock._redlock import now
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class AsyncLease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[AsyncLease], object] | None = None,
     ) -> None:
-        super().__init__(resource, ttl, held, operations.named(held.votes))
+        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)))
         self._operations = operations
         self._on_lost = on_lost
         self._body: Body | None = None

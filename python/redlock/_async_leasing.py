@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
 from redlock._outcomes import log_failures
-from redlock._redlock import Held, Operation, now
+from redlock._redlock import Held, Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class AsyncOperations(Terms["AsyncRedlock"]):
     """What one lease, or one lock, needs of its manager."""
 
-    async def acquire(self, ttl: int, pace: Pace) -> Held | list[str]:
+    async def acquire(self, ttl: int, pace: Pace) -> Held | list[Vote]:
         """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
         names, script = self._names(), self._manager._script()  # noqa: SLF001 - this module is a part of the manager
         terms = ttl, self.quorum, self._drift(ttl)
 
-        def give_back(outcome: Held | list[str]) -> Operation[list[str]] | None:
+        def give_back(outcome: Held | list[Vote]) -> Operation[list[Vote]] | None:
             return Operation.release(names, outcome.key, script) if isinstance(outcome, Held) else None
 
         operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script, fencing=pace.fencing)
@@ -37,7 +37,7 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         self.attempts += operation.rounds
         return outcome
 
-    async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[str]:
+    async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
@@ -62,9 +62,9 @@ class AsyncOperations(Terms["AsyncRedlock"]):
             Whether so many may have had it that it was held.
         """
         said = await self.release_all(key)
-        return said.count("absent") <= len(said) - self.quorum
+        return said.count(Vote.ABSENT) <= len(said) - self.quorum
 
-    async def release_all(self, key: Encodable) -> list[str]:
+    async def release_all(self, key: Encodable) -> list[Vote]:
         """Release on every master; errors are logged. What each said."""
         operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001
         with self._timed():

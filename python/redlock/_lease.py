@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from redlock._connections import logger
-from redlock._outcomes import digest, loss, why_not_extended
+from redlock._outcomes import digest, in_words, loss, why_not_extended
 from redlock._redlock import now
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Lease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
-        super().__init__(resource, ttl, held, operations.named(held.votes))
+        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)))
         self._operations = operations
         self._on_lost = on_lost
         self._over = threading.Event()

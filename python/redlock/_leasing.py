@@ -17,7 +17,7 @@ from redlock._keeper import Keeper
 from redlock._lease import Lease
 from redlock._lock import Lock, LockLost
 from redlock._objects import attempts
-from redlock._redlock import Operation, now
+from redlock._redlock import Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Operations(Terms["Redlock"]):
 
     # -- what asks the masters ----------------------------------------------------------------------------------------
 
-    def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[str]:
+    def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round."""
         manager = self._manager
         engine = manager._engine()  # noqa: SLF001
@@ -54,9 +54,9 @@ class Operations(Terms["Redlock"]):
             return self._acquire_keyed(engine, ttl, pace)
         return self._ask(engine, ttl, pace, None)
 
-    def _acquire_keyed(self, engine: Engine, ttl: int, pace: Pace) -> HeldLike | list[str]:
+    def _acquire_keyed(self, engine: Engine, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """With the caller's keys, a fresh one per try."""
-        said: list[str] = []
+        said: list[Vote] = []
         once = replace(pace, tries=1, delay=0.0, timeout=None)
         for _ in attempts(pace.tries, pace.delay, pace.timeout):
             outcome = self._ask(engine, ttl, once, encode("key", self._manager.get_unique_id()))
@@ -65,7 +65,7 @@ class Operations(Terms["Redlock"]):
             said = outcome
         return said
 
-    def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[str]:
+    def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[Vote]:
         script = self._manager._script()  # noqa: SLF001
         terms = self._names(), ttl, self.quorum, self._drift(ttl)
         operation = Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing)
@@ -73,7 +73,7 @@ class Operations(Terms["Redlock"]):
         self.attempts += operation.rounds
         return outcome
 
-    def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[str]:
+    def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
@@ -90,7 +90,7 @@ class Operations(Terms["Redlock"]):
             if engine is None:
                 from redlock import _objects  # noqa: PLC0415
 
-                outcome: HeldLike | list[str] = _objects.extend(manager, self._resources, key, (ttl, self._drift(ttl)))
+                outcome: HeldLike | list[Vote] = _objects.extend(manager, self._resources, key, (ttl, self._drift(ttl)))
             else:
                 terms = ttl, self.quorum, self._drift(ttl), until
                 outcome = engine.run(Operation.extend(self._names(), encode("key", key), *terms))
@@ -105,7 +105,7 @@ class Operations(Terms["Redlock"]):
         """
         with self._timed():
             said = self._manager._release_all(self._resources, key)  # noqa: SLF001
-        return said.count("absent") <= len(said) - self.quorum
+        return said.count(Vote.ABSENT) <= len(said) - self.quorum
 
 
 def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:

@@ -39,6 +39,7 @@ class CannotObtainLock(Exception):  # noqa: N818 - redlock-py's name
             ``"unavailable"`` (no quorum of masters answered).
         masters: each master and what it said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``,
             ``"no answer"`` or the text of its error.
+        failed: those of them that gave no vote, and why.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class CannotObtainLock(Exception):  # noqa: N818 - redlock-py's name
         resource: Any = None,
         reason: NotObtained | None = None,
         masters: Sequence[tuple[str, str]] = (),
+        failed: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(*args)  # the message alone: pickle makes the copy of `args` and adds the attributes
         self.resource = resource
         self.reason: NotObtained | None = reason
         self.masters = masters
+        self.failed = failed
 
 
 class LockContended(CannotObtainLock):

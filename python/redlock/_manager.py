@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redlock._arguments import NO_GUARDS, check_ttl, drift_ms, encode, guards, random_key, seconds, whole_tries
 from redlock._lock import CannotObtainLock, Lock
-from redlock._redlock import Held, Operation
+from redlock._redlock import Held, Operation, Vote
 
 TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this package
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ UNLOCK_SCRIPT = """
     else
         return 0
     end"""
-
-_DONE = frozenset(("released", "absent"))
 
 
 class Redlock:
@@ -156,7 +154,7 @@ class Redlock:
             if isinstance(lock, Lease):
                 lock.release()
                 return
-        self._count().released += "released" in self._release(lock)
+        self._count().released += Vote.RELEASED in self._release(lock)
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
@@ -356,7 +354,7 @@ class Redlock:
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
 
-    def _acquire(self, resource: Encodable, ttl: int) -> Lock | list[str]:
+    def _acquire(self, resource: Encodable, ttl: int) -> Lock | list[Vote]:
         """As :meth:`lock`, but a failure is what each master said in the last round; nothing if none was asked."""
         check_ttl(ttl)
         drift = drift_ms(ttl, self.clock_drift_factor)
@@ -377,12 +375,12 @@ class Redlock:
 
     def _acquire_keyed(
         self, engine: Engine, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]
-    ) -> Lock | list[str]:
+    ) -> Lock | list[Vote]:
         """With the caller's keys, a fresh one per try: a late release of one try must not meet the key of the next."""
         from redlock._objects import attempts  # noqa: PLC0415
 
         name, (ttl, drift) = encode("resource", resource), terms
-        said: list[str] = []
+        said: list[Vote] = []
         for _ in attempts(*pace):
             key = self.get_unique_id()
             script, sent = self._script(), encode("key", key)
@@ -392,11 +390,11 @@ class Redlock:
             said = outcome
         return said
 
-    def _release(self, lock: SupportsUnlock) -> list[str]:
+    def _release(self, lock: SupportsUnlock) -> list[Vote]:
         """As :meth:`unlock`, and what each master said."""
         return self._release_all((lock.resource,), lock.key)
 
-    def _release_all(self, resources: Sequence[Encodable], key: Encodable) -> list[str]:
+    def _release_all(self, resources: Sequence[Encodable], key: Encodable) -> list[Vote]:
         engine = self._engine()
         if engine is None:
             from redlock import _objects  # noqa: PLC0415
@@ -404,7 +402,7 @@ class Redlock:
             return _objects.release_together(self, resources, key)
         names = [encode("resource", each) for each in resources]
         said = engine.run(Operation.release(names, encode("key", key), self._script()))
-        if not _DONE.issuperset(said):
+        if any(vote.is_failure for vote in said):
             from redlock._outcomes import log_failures  # noqa: PLC0415
 
             log_failures(resources, self._names(), said)
@@ -419,7 +417,7 @@ class Redlock:
             return counters
         return self._counters
 
-    def _count_refusal(self, said: list[str]) -> None:
+    def _count_refusal(self, said: list[Vote]) -> None:
         if said:
             from redlock._outcomes import is_outage  # noqa: PLC0415
 

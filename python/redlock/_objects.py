@@ -18,7 +18,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redlock._arguments import check_type
 from redlock._connections import logger, name
 from redlock._lock import Lock, MultipleRedlockException
-from redlock._redlock import now
+from redlock._redlock import Vote, now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ EXTEND_SCRIPT = """
     else
         return held and -1 or 0
     end"""
-_EXTENSIONS = {1: "extended", 0: "absent", -1: "taken"}
+_EXTENSIONS = {1: Vote.EXTENDED, 0: Vote.ABSENT, -1: Vote.TAKEN}
 
 
 class Held(NamedTuple):
@@ -48,7 +48,7 @@ class Held(NamedTuple):
     validity_ms: int
     expires_at: float
     key: Encodable
-    votes: list[str]
+    votes: list[Vote]
 
 
 def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator[int]:
@@ -74,7 +74,9 @@ def _pause(delay: float, end: float) -> bool:
     return pause < left
 
 
-def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]) -> Lock | list[str]:
+def acquire(
+    manager: Redlock, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]
+) -> Lock | list[Vote]:
     """Try until a quorum grants.
 
     Args:
@@ -84,7 +86,7 @@ def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace:
         pace: how many tries, and seconds of pause between them.
 
     Returns:
-        The lock; else what each master said in the last round: ``"granted"``, ``"refused"`` or its error's text.
+        The lock; else what each master said in the last round: granted, refused or its failure.
 
     Raises:
         BaseException: what a hook or a client raised, if no redis-py error; the masters are released first.
@@ -98,12 +100,12 @@ def obtain(
     resources: Sequence[Encodable],
     terms: tuple[int, int],
     pace: tuple[int, float, float | None],
-) -> Held | list[str]:
+) -> Held | list[Vote]:
     """As :func:`acquire`, but for several resources together, with one key, and with a timeout in ``pace``."""
     if not manager._overrides("lock_instance"):  # noqa: SLF001 - the caller's hook may take other resources
         for resource in resources:
             check_type("resource", resource)
-    said: list[str] = []
+    said: list[Vote] = []
     for _ in attempts(*pace):
         held, said = _round(manager, resources, terms)
         if held:
@@ -111,13 +113,13 @@ def obtain(
     return said
 
 
-def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, int]) -> tuple[Held | None, list[str]]:
+def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, int]) -> tuple[Held | None, list[Vote]]:
     key = manager.get_unique_id()
     held: Held | None = None
     start = now()
     try:
         said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in manager.servers]
-        if said.count("granted") >= manager.quorum:
+        if said.count(Vote.GRANTED) >= manager.quorum:
             held = _in_time(start, terms, key, said)
     finally:
         if held is None:
@@ -126,7 +128,7 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     return held, said
 
 
-def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[str]) -> Held | None:
+def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[Vote]) -> Held | None:
     """What a quorum granted, unless it took so long that nothing is left of it.
 
     Args:
@@ -142,24 +144,24 @@ def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[st
 
 def _ask_for_all(
     manager: Redlock, server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int
-) -> str:
+) -> Vote:
     """Ask until something is not granted."""
-    said = "refused"
+    said = Vote.REFUSED
     for resource in resources:
         said = _ask(manager, server, resource, key, ttl)
-        if said != "granted":
+        if said != Vote.GRANTED:
             break
     return said
 
 
-def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> str:
+def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> Vote:
     try:
         granted = manager.lock_instance(server, resource, key, ttl)
     except _FAILURES as error:
         _note(manager, server, error)
-        return _text(error)
+        return Vote.failure(_text(error))
     _note(manager, server, None)
-    return "granted" if granted else "refused"
+    return Vote.GRANTED if granted else Vote.REFUSED
 
 
 def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
@@ -199,11 +201,11 @@ def _log_unlock_error(resource: Encodable, server: SupportsSetEval, error: Excep
     logger.error("Error unlocking resource %s in server %s: %s", resource, name(server), _text(error), exc_info=trace)
 
 
-def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
+def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[Vote]:
     """Release on every master.
 
     Returns:
-        What each said: ``"released"``, ``"absent"`` or its error's text; a hook of the caller's tells no more than
+        What each said: released, absent or its failure; a hook of the caller's tells no more than
         that it returned.
 
     Raises:
@@ -221,27 +223,27 @@ def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
             errors.append(error)
     if errors:
         raise MultipleRedlockException(errors)
-    return ["released"] * len(manager.servers)
+    return [Vote.RELEASED] * len(manager.servers)
 
 
-def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable) -> str:
+def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable) -> Vote:
     """Release on one master by its client's ``eval``; errors are logged as redlock-py logged them.
 
     Returns:
-        ``"released"``, ``"absent"`` or the error's text.
+        Released, absent or the failure.
     """
     try:
         deleted = server.eval(manager.unlock_script, 1, resource, key)
     except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
         _log_unlock_error(resource, server, error)
-        return _text(error)
-    return "released" if deleted else "absent"
+        return Vote.failure(_text(error))
+    return Vote.RELEASED if deleted else Vote.ABSENT
 
 
-def release_together(manager: Redlock, resources: Sequence[Encodable], key: Encodable) -> list[str]:
-    """As :func:`release`, for several resources: ``"released"`` where all were."""
+def release_together(manager: Redlock, resources: Sequence[Encodable], key: Encodable) -> list[Vote]:
+    """As :func:`release`, for several resources: released where all were."""
     said = zip(*(release(manager, resource, key) for resource in resources), strict=True)
-    return [next((each for each in of_one if each != "released"), "released") for of_one in said]
+    return [next((each for each in of_one if each != Vote.RELEASED), Vote.RELEASED) for of_one in said]
 
 
 def check_own_names(manager: Redlock, what: str) -> None:
@@ -261,7 +263,7 @@ def check_own_names(manager: Redlock, what: str) -> None:
 
 def extend(
     manager: Redlock, resources: Sequence[Encodable], key: Encodable, terms: tuple[int, int]
-) -> Held | list[str]:
+) -> Held | list[Vote]:
     """Set the TTL anew where the key is still there, by each client's ``eval``.
 
     Args:
@@ -271,7 +273,7 @@ def extend(
         terms: ttl and drift in milliseconds.
 
     Returns:
-        What is held; else what each master said: ``"extended"``, ``"taken"``, ``"absent"`` or its error's text.
+        What is held; else what each master said: extended, taken, absent or its failure.
 
     Raises:
         NotImplementedError: ``lock_instance`` is overridden.
@@ -279,19 +281,19 @@ def extend(
     check_own_names(manager, "extend")
     start = now()
     said = [_extend_all(server, resources, key, terms[0]) for server in manager.servers]
-    held = _in_time(start, terms, key, said) if said.count("extended") >= manager.quorum else None
+    held = _in_time(start, terms, key, said) if said.count(Vote.EXTENDED) >= manager.quorum else None
     return held or said
 
 
-def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int) -> str:
-    said = ""
+def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int) -> Vote:
+    said = Vote.ABSENT
     for resource in resources:
         try:
             reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
-            said = _EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
+            said = _EXTENSIONS.get(reply) or Vote.failure(f"unexpected reply: {reply!r:.80}")
         except _FAILURES as error:
-            said = _text(error)
-        if said != "extended":
+            said = Vote.failure(_text(error))
+        if said != Vote.EXTENDED:
             break
     return said
 

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlock._connections import logger
 from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
+from redlock._redlock import Vote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from redlock._types import Encodable, Reason
+    from redlock._types import Encodable, NotObtained, Reason
 
-# The votes of masters that answered, or were not needed. Everything else is an outage: silence, or an error's text.
-WELL = frozenset(("granted", "refused", "not asked", "not awaited"))
-
-# How the vote of a master begins that runs no fencing scripts; and that of one to which they cannot be sent.
-_UNFENCED = "no fencing: "
-OWN_METHODS = f"{_UNFENCED}its client's own methods are called"
+# What one of a client's masters says to fencing scripts: they cannot be sent through its methods.
+OWN_METHODS = Vote.unfenced("its client's own methods are called")
 
 _LOSSES: dict[Reason, str] = {
     "expired": "its time is over, or the masters no longer have it",
@@ -62,7 +59,8 @@ def is_locked(resource: Encodable, seen: Sequence[Sighting], quorum: int) -> boo
     """
     failed = [(each.master, each.error) for each in seen if each.error is not None]
     if len(seen) - len(failed) < quorum:
-        raise _unavailable(resource, failed)
+        message = f"no quorum for {resource!r:.80}: {_listed(failed)}"
+        raise QuorumUnavailable(message, resource=resource, reason="unavailable", masters=failed, failed=failed)
     holders = [each.holder for each in seen if each.holder is not None]
     return any(holders.count(holder) >= quorum for holder in set(holders))
 
@@ -72,12 +70,12 @@ def digest(key: bytes) -> str:
     return sha256(key).hexdigest()[:16]
 
 
-def is_outage(said: Sequence[str], quorum: int) -> bool:
+def is_outage(said: Sequence[Vote], quorum: int) -> bool:
     """Whether it was for want of masters that no quorum granted, and not because others hold it."""
-    return "refused" not in said or sum(vote not in WELL for vote in said) > len(said) - quorum
+    return Vote.REFUSED not in said or sum(vote.is_failure for vote in said) > len(said) - quorum
 
 
-def refusal(resource: Any, masters: Sequence[tuple[str, str]], quorum: int, *, waited_out: bool) -> CannotObtainLock:
+def refusal(resource: Any, masters: Sequence[tuple[str, Vote]], quorum: int, *, waited_out: bool) -> CannotObtainLock:
     """The exception of an acquire that failed.
 
     Args:
@@ -86,43 +84,46 @@ def refusal(resource: Any, masters: Sequence[tuple[str, str]], quorum: int, *, w
         quorum: how many had to grant.
         waited_out: whether a timeout above zero is over.
     """
-    if sum(vote.startswith(_UNFENCED) for _, vote in masters) > len(masters) - quorum:
-        message = f"no fencing token for {resource!r:.80}: {_listed(masters)}"
-        return FencingUnavailable(message, resource=resource, reason="unavailable", masters=list(masters))
-    if is_outage([vote for _, vote in masters], quorum):
-        return _unavailable(resource, masters)
-    message = f"{resource!r:.80} is held by others: {_listed(masters)}"
-    return LockContended(
-        message, resource=resource, reason="timeout" if waited_out else "contended", masters=list(masters)
-    )
+    votes = [vote for _, vote in masters]
+    said, failed = in_words(masters), in_words((name, vote) for name, vote in masters if vote.is_failure)
+    kind: type[CannotObtainLock]
+    reason: NotObtained = "unavailable"
+    if sum(vote.is_unfenced for vote in votes) > len(votes) - quorum:
+        kind, what = FencingUnavailable, f"no fencing token for {resource!r:.80}"
+    elif is_outage(votes, quorum):
+        kind, what = QuorumUnavailable, f"no quorum for {resource!r:.80}"
+    else:
+        kind, what = LockContended, f"{resource!r:.80} is held by others"
+        reason = "timeout" if waited_out else "contended"
+    return kind(f"{what}: {_listed(said)}", resource=resource, reason=reason, masters=said, failed=failed)
 
 
-def _unavailable(resource: Any, masters: Sequence[tuple[str, str]]) -> QuorumUnavailable:
-    message = f"no quorum for {resource!r:.80}: {_listed(masters)}"
-    return QuorumUnavailable(message, resource=resource, reason="unavailable", masters=list(masters))
+def in_words(masters: Iterable[tuple[str, Vote]]) -> list[tuple[str, str]]:
+    """What masters said, as callers see it."""
+    return [(name, str(vote)) for name, vote in masters]
 
 
 def _listed(masters: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {vote}" for name, vote in masters)
 
 
-def log_failures(resources: Iterable[Encodable], names: Iterable[str], said: Iterable[str]) -> None:
+def log_failures(resources: Iterable[Encodable], names: Iterable[str], said: Iterable[Vote]) -> None:
     """Log the masters on which a release failed, as redlock-py does."""
     resource = ", ".join(map(str, resources))
     for name, outcome in zip(names, said, strict=False):
-        if outcome not in ("released", "absent"):
+        if outcome.is_failure:
             logger.error("Error unlocking resource %s in server %s: %s", resource, name, outcome)
 
 
-def why_not_extended(said: Sequence[str], quorum: int) -> Reason:
+def why_not_extended(said: Sequence[Vote], quorum: int) -> Reason:
     """What an extension that failed has shown.
 
     ``"taken over"`` and ``"expired"`` are final: fewer masters than a quorum still have the key. After
     ``"unavailable"`` they may have it, and the old deadline stands.
     """
-    if said.count("absent") + said.count("taken") <= len(said) - quorum:
+    if said.count(Vote.ABSENT) + said.count(Vote.TAKEN) <= len(said) - quorum:
         return "unavailable"
-    return "taken over" if "taken" in said else "expired"
+    return "taken over" if Vote.TAKEN in said else "expired"
 
 
 def loss(resource: Any, reason: Reason) -> LockLost:

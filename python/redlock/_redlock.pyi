@@ -4,11 +4,11 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 from redlock._types import Sighting
 
-__all__ = ["Endpoint", "Engine", "Held", "LoopSession", "Operation", "__version__", "now"]
+__all__ = ["Endpoint", "Engine", "Held", "LoopSession", "Operation", "Vote", "__version__", "now"]
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -151,7 +151,7 @@ class Operation(Generic[_T_co]):
         unlock_script: str | None = None,
         key: bytes | None = None,
         fencing: bool = False,
-    ) -> Operation[Held | list[str]]:
+    ) -> Operation[Held | list[Vote]]:
         """Take all resources, with one key for all; or none.
 
         Args:
@@ -164,21 +164,20 @@ class Operation(Generic[_T_co]):
             timeout: seconds for all rounds and pauses together; ``None``: no bound.
             unlock_script: replaces the release script.
             key: replaces the engine's random key, of which each round has a fresh one.
-            fencing: have a fencing token with it, for which masters must run scripts: the vote of one that does not
-                begins with ``"no fencing: "``.
+            fencing: have a fencing token with it, for which masters must run scripts.
 
         Returns:
-            What is held; else what each master said in the last round: ``"granted"``, ``"refused"``, ``"not asked"``,
-            ``"not awaited"`` (decided without it), ``"no answer"`` or the text of its error.
+            What is held; else what each master said in the last round: granted, refused, not asked, not awaited
+            (decided without it), or how it failed.
         """
 
     @staticmethod
-    def release(resources: Sequence[bytes], key: bytes, unlock_script: str | None = None) -> Operation[list[str]]:
+    def release(resources: Sequence[bytes], key: bytes, unlock_script: str | None = None) -> Operation[list[Vote]]:
         """Release on every master; waits for the healthy ones.
 
         Returns:
-            Per master ``"released"``, ``"absent"`` (not held with this key), ``"no answer"`` (or not waited for, as it
-            is known to be down), or the text of its error.
+            Per master released, absent (not held with this key), or how it failed: "no answer" also where it was not
+            waited for, since it is known to be down.
         """
 
     @staticmethod
@@ -189,7 +188,7 @@ class Operation(Generic[_T_co]):
         quorum: int,
         drift_ms: int,
         valid_until: float | None = None,
-    ) -> Operation[Held | list[str]]:
+    ) -> Operation[Held | list[Vote]]:
         """Set the TTL anew where the key is still there; never set a key that is gone.
 
         Args:
@@ -202,8 +201,8 @@ class Operation(Generic[_T_co]):
                 extension that is not granted by then fails.
 
         Returns:
-            What is held; else per master ``"extended"``, ``"taken"`` (by another), ``"absent"``, ``"not awaited"``,
-            ``"no answer"`` or the text of its error: the lock then ends when it would have.
+            What is held; else per master extended, taken (by another), absent, not awaited, or how it failed: the lock
+            then ends when it would have.
         """
 
     @staticmethod
@@ -218,6 +217,40 @@ class Operation(Generic[_T_co]):
     @property
     def rounds(self) -> int:
         """How often the masters were asked for the lock, in all its runs so far; 0 for what is no acquire."""
+
+@final
+class Vote:
+    """What one master said: a vote, an answer to a release or an extension, or how it failed.
+
+    A failure is never equal to anything else, whatever its text.
+    """
+
+    GRANTED: ClassVar[Vote]
+    REFUSED: ClassVar[Vote]
+    NOT_ASKED: ClassVar[Vote]
+    NOT_AWAITED: ClassVar[Vote]
+    RELEASED: ClassVar[Vote]
+    ABSENT: ClassVar[Vote]
+    EXTENDED: ClassVar[Vote]
+    TAKEN: ClassVar[Vote]
+
+    @staticmethod
+    def failure(text: str) -> Vote:
+        """A failure with this text."""
+
+    @staticmethod
+    def unfenced(text: str) -> Vote:
+        """A master on which no fencing script can be run, because of this."""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the master gave no vote, although it was asked for one."""
+
+    @property
+    def is_unfenced(self) -> bool:
+        """Whether it runs no fencing scripts."""
+
+    def __hash__(self) -> int: ...
 
 @final
 class Held:
@@ -244,7 +277,7 @@ class Held:
         """Whether the masters accepted the first token proposed, so that it took no second round."""
 
     @property
-    def votes(self) -> list[str]:
+    def votes(self) -> list[Vote]:
         """What each master had said when a quorum was reached."""
 
 def now() -> float:

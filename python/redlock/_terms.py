@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redlock._counters import Counters
+    from redlock._redlock import Vote
     from redlock._types import Encodable, HeldLike, Manager, Resource
 
 M = TypeVar("M", bound="Manager")
@@ -119,7 +120,7 @@ class Terms(Generic[M]):
         """The manager's."""
         return self._manager._count()  # noqa: SLF001 - this module is a part of the manager
 
-    def named(self, votes: Sequence[str]) -> list[tuple[str, str]]:
+    def named(self, votes: Sequence[Vote]) -> list[tuple[str, Vote]]:
         """What masters said, with their names."""
         return list(zip(self._manager._names(), votes, strict=False))  # noqa: SLF001
 
@@ -143,7 +144,7 @@ class Terms(Generic[M]):
     def _names(self) -> list[bytes]:
         return [encode("resource", each) for each in self._resources]
 
-    def decided(self, resource: Resource, outcome: HeldLike | list[str], pace: Pace, waited: float) -> HeldLike:
+    def decided(self, resource: Resource, outcome: HeldLike | list[Vote], pace: Pace, waited: float) -> HeldLike:
         """What was granted. Counts how the call ended.
 
         Args:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 if TYPE_CHECKING:
     from redlock._counters import Counters
+    from redlock._redlock import Vote
 
 Encodable: TypeAlias = str | bytes | memoryview | int | float
 """What redis-py encodes: the type of a resource, and of a key."""
@@ -58,7 +59,7 @@ class HeldLike(Protocol):
         """The proof of ownership."""
 
     @property
-    def votes(self) -> Sequence[str]:
+    def votes(self) -> Sequence[Vote]:
         """What each master had said when it was decided."""
 
 

@@ -13,7 +13,7 @@ from redlock._lock import CannotObtainLock, Lock, LockLost
 from redlock._loop import LoopHosts
 from redlock._manager import UNLOCK_SCRIPT
 from redlock._outcomes import Sighting, is_locked, is_outage, sightings
-from redlock._redlock import Held, Operation
+from redlock._redlock import Held, Operation, Vote
 from redlock._stats import Stats, snapshot
 from redlock._terms import Keeping, Pace
 
@@ -142,7 +142,7 @@ class AsyncRedlock:
             await lock.release()
             return
         said = await AsyncOperations(self, (lock.resource,)).release_all(lock.key)
-        self._counters.released += "released" in said
+        self._counters.released += Vote.RELEASED in said
 
     # -- leases --------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from opentelemetry.metrics import Observation
 
 from redlock import __version__
 from redlock._lock import CannotObtainLock
-from redlock._outcomes import WELL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -78,9 +77,8 @@ def _note_attempts(attempts: int) -> None:
 
 def _describe(span: Span, error: CannotObtainLock) -> None:
     span.set_attribute("redlock.outcome", str(error.reason))
-    for name, vote in error.masters:
-        if vote not in WELL:
-            span.add_event("redlock.vote", {"redlock.master": name, "redlock.vote": vote})
+    for name, vote in error.failed:
+        span.add_event("redlock.vote", {"redlock.master": name, "redlock.vote": vote})
 
 
 def _observed(

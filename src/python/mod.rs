@@ -22,7 +22,7 @@ mod _redlock {
     #[pymodule_export]
     use super::operation::Operation;
     #[pymodule_export]
-    use super::outcome::Held;
+    use super::outcome::{Held, Vote};
     use super::{BootClock, Bound, Clock, PyModule, PyModuleMethods, PyResult, pyfunction};
 
     /// Seconds on the clock of `Held.expires_at`.

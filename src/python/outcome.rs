@@ -6,15 +6,16 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::engine::acquire::{self, Token, Vote};
+use crate::engine::acquire::{self, Token};
 use crate::engine::extend::{self, Extended};
 use crate::engine::inspect::Sighting;
 use crate::engine::release;
+use crate::error::Error;
 use crate::script::{Claim, Extension, Grant, Release};
 
 /// The result of any operation.
 pub(super) enum Outcome {
-    Acquired(Result<acquire::Held, Vec<Vote>>),
+    Acquired(Result<acquire::Held, Vec<acquire::Vote>>),
     Released(Vec<release::Answer>),
     Extended(Result<Extended, Vec<extend::Answer>>),
     Inspected(Vec<Sighting>),
@@ -24,10 +25,10 @@ impl Outcome {
     pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         match self {
             Self::Acquired(Ok(held)) => Held::from(held).into_bound_py_any(py),
-            Self::Acquired(Err(votes)) => Ok(PyList::new(py, texts(&votes))?.into_any()),
-            Self::Released(answers) => Ok(PyList::new(py, texts(&answers))?.into_any()),
+            Self::Acquired(Err(votes)) => Ok(PyList::new(py, all(&votes))?.into_any()),
+            Self::Released(answers) => Ok(PyList::new(py, all(&answers))?.into_any()),
             Self::Extended(Ok(extended)) => Held::from(extended).into_bound_py_any(py),
-            Self::Extended(Err(answers)) => Ok(PyList::new(py, texts(&answers))?.into_any()),
+            Self::Extended(Err(answers)) => Ok(PyList::new(py, all(&answers))?.into_any()),
             Self::Inspected(sightings) => Ok(PyList::new(py, sightings.into_iter().map(sighting))?.into_any()),
         }
     }
@@ -54,7 +55,7 @@ pub(super) struct Held {
 }
 
 enum Votes {
-    Granted(Vec<Vote>),
+    Granted(Vec<acquire::Vote>),
     Extended(Vec<extend::Answer>),
 }
 
@@ -76,10 +77,10 @@ impl Held {
     }
 
     #[getter]
-    fn votes(&self) -> Vec<String> {
+    fn votes(&self) -> Vec<Vote> {
         match &self.votes {
-            Votes::Granted(votes) => texts(votes),
-            Votes::Extended(answers) => texts(answers),
+            Votes::Granted(votes) => all(votes),
+            Votes::Extended(answers) => all(answers),
         }
     }
 }
@@ -100,45 +101,116 @@ impl From<Extended> for Held {
     }
 }
 
-/// A word for what a master said.
-trait Word {
-    fn word(&self) -> &'static str;
+/// What one master said: a vote, an answer to a release or an extension, or how it failed.
+///
+/// A failure is never equal to anything else, whatever its text: a server may answer with the error `refused`.
+#[pyclass(frozen, eq, hash, module = "redlock._redlock")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Vote(Said);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Said {
+    Word(&'static str),
+    Unfenced(String),
+    Failed(String),
 }
 
-impl Word for Grant {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Granted => "granted",
-            Self::Refused => "refused",
+#[pymethods]
+impl Vote {
+    #[classattr]
+    const GRANTED: Self = Self(Said::Word("granted"));
+    #[classattr]
+    const REFUSED: Self = Self(Said::Word("refused"));
+    #[classattr]
+    const NOT_ASKED: Self = Self(Said::Word("not asked"));
+    #[classattr]
+    const NOT_AWAITED: Self = Self(Said::Word("not awaited"));
+    #[classattr]
+    const RELEASED: Self = Self(Said::Word("released"));
+    #[classattr]
+    const ABSENT: Self = Self(Said::Word("absent"));
+    #[classattr]
+    const EXTENDED: Self = Self(Said::Word("extended"));
+    #[classattr]
+    const TAKEN: Self = Self(Said::Word("taken"));
+
+    /// A failure with this text.
+    #[staticmethod]
+    const fn failure(text: String) -> Self {
+        Self(Said::Failed(text))
+    }
+
+    /// A master on which no fencing script can be run, because of this.
+    #[staticmethod]
+    fn unfenced(text: &str) -> Self {
+        Self::from(&Error::Unfenced(text.into()))
+    }
+
+    /// Whether the master gave no vote, although it was asked for one.
+    #[getter]
+    const fn is_failure(&self) -> bool {
+        !matches!(self.0, Said::Word(_))
+    }
+
+    /// Whether it runs no fencing scripts.
+    #[getter]
+    const fn is_unfenced(&self) -> bool {
+        matches!(self.0, Said::Unfenced(_))
+    }
+
+    fn __str__(&self) -> &str {
+        match &self.0 {
+            Said::Word(word) => word,
+            Said::Unfenced(text) | Said::Failed(text) => text,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Vote: {}>", self.__str__())
+    }
+}
+
+impl From<Grant> for Vote {
+    fn from(grant: Grant) -> Self {
+        match grant {
+            Grant::Granted => Self::GRANTED,
+            Grant::Refused => Self::REFUSED,
         }
     }
 }
 
-impl Word for Release {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Released => "released",
-            Self::Absent => "absent",
+impl From<Release> for Vote {
+    fn from(release: Release) -> Self {
+        match release {
+            Release::Released => Self::RELEASED,
+            Release::Absent => Self::ABSENT,
         }
     }
 }
 
-impl Word for Extension {
-    fn word(&self) -> &'static str {
-        match self {
-            Self::Extended => "extended",
-            Self::Taken => "taken",
-            Self::Absent => "absent",
+impl From<Extension> for Vote {
+    fn from(extension: Extension) -> Self {
+        match extension {
+            Extension::Extended => Self::EXTENDED,
+            Extension::Taken => Self::TAKEN,
+            Extension::Absent => Self::ABSENT,
         }
     }
 }
 
-fn texts<T: Word, E: std::fmt::Display>(said: &[Result<T, E>]) -> Vec<String> {
-    let text = |one: &Result<T, E>| match one {
-        Ok(answer) => answer.word().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    said.iter().map(text).collect()
+impl From<&Error> for Vote {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::NotSent => Self::NOT_ASKED,
+            Error::NotAwaited => Self::NOT_AWAITED,
+            Error::Unfenced(_) => Self(Said::Unfenced(error.to_string())),
+            _ => Self(Said::Failed(error.to_string())),
+        }
+    }
+}
+
+fn all<T: Clone + Into<Vote>>(said: &[Result<T, Error>]) -> Vec<Vote> {
+    said.iter().map(|one| one.as_ref().map_or_else(Vote::from, |answer| answer.clone().into())).collect()
 }
 
 /// `(key, ttl_ms, error)`; without key and error, nobody holds the lock there.

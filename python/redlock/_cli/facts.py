@@ -15,6 +15,7 @@ from redis.connection import SSLConnection
 from redlock import Redlock, _connections, _sentinel
 from redlock._cli import masters
 from redlock._leasing import Operations
+from redlock._redlock import Vote
 from redlock._terms import Pace
 
 if TYPE_CHECKING:
@@ -204,16 +205,16 @@ def _try_lock(url: str, name: str, ttl: int) -> dict[str, str]:
     failed: dict[str, str] = {}
     held = operations.acquire(ttl, Pace(1, 0.0, None))
     if isinstance(held, list):
-        return {"lock": held[0]}
+        return {"lock": str(held[0])}
     extended = operations.extend(held.key, ttl, None)
     if isinstance(extended, list):
-        failed["extend"] = extended[0]
+        failed["extend"] = str(extended[0])
     seen = manager.inspect(name)[0]
     if seen.error is not None:
         failed["inspect"] = seen.error
     said = manager._release_all((name,), held.key)[0]  # noqa: SLF001 - `release` does not tell
-    if said != "released":
-        failed["release"] = said
+    if said != Vote.RELEASED:
+        failed["release"] = str(said)
     return failed
 
 

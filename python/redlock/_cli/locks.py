@@ -9,7 +9,8 @@ from redlock._cli.durations import shown
 from redlock._cli.output import DONE, NO_MAJORITY, NOT_DONE, OUTAGE, Output, is_colourful, painted, table, votes
 from redlock._leasing import Operations
 from redlock._lock import Lock
-from redlock._outcomes import why_not_extended
+from redlock._outcomes import in_words, why_not_extended
+from redlock._redlock import Vote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def lock(options: argparse.Namespace) -> int:
         key = outcome.key.decode()
         out.result({"name": options.name, "key": key, "validity_ms": outcome.validity}, key)
         return DONE
-    if outcome and not masters.has_quorum(manager, outcome, "granted", "refused", "not asked", "not awaited"):
+    if outcome and not masters.has_quorum(manager, outcome):
         return _outage(out, manager, options.name, outcome)
     return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": _said(manager, outcome)})
 
@@ -41,10 +42,10 @@ def unlock(options: argparse.Namespace) -> int:
     out = Output(options)
     manager = masters.manager(options)
     outcome = manager._release(Lock(0, options.name, options.key))  # noqa: SLF001 - `unlock` does not tell
-    if not masters.has_quorum(manager, outcome, "released", "absent"):
+    if not masters.has_quorum(manager, outcome):
         return _outage(out, manager, options.name, outcome)
     said = _said(manager, outcome)
-    if "released" not in outcome:
+    if Vote.RELEASED not in outcome:
         facts = {"name": options.name, "error": "not held", "masters": said}
         return _refused(out, "failed: no master held this lock with this key", facts)
     out.say("ok")
@@ -75,7 +76,7 @@ def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
     return NOT_DONE
 
 
-def _outage(out: Output, manager: Redlock, name: str, outcome: Sequence[str]) -> int:
+def _outage(out: Output, manager: Redlock, name: str, outcome: Sequence[Vote]) -> int:
     said = _said(manager, outcome)
     out.error(NO_MAJORITY, name=name, masters=said)
     for each in said:
@@ -83,8 +84,8 @@ def _outage(out: Output, manager: Redlock, name: str, outcome: Sequence[str]) ->
     return OUTAGE
 
 
-def _said(manager: Redlock, outcome: Sequence[str]) -> list[dict[str, str]]:
-    return votes(zip(masters.names(manager), outcome, strict=False))
+def _said(manager: Redlock, outcome: Sequence[Vote]) -> list[dict[str, str]]:
+    return votes(in_words(zip(masters.names(manager), outcome, strict=False)))
 
 
 # -- status ------------------------------------------------------------------------------------------------------------

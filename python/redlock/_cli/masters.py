@@ -12,7 +12,10 @@ from redlock import Redlock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from typing import Any
+
+    from redlock._redlock import Vote
 
 DEFAULT_URL = "redis://localhost:6379/0"
 STDIN = "-"
@@ -68,9 +71,9 @@ def names(manager: Redlock) -> list[str]:
     return manager._names()  # noqa: SLF001
 
 
-def has_quorum(manager: Redlock, said: list[str], *answers: str) -> bool:
-    """Whether a majority gave one of these answers."""
-    return sum(map(said.count, answers)) >= manager.quorum
+def has_quorum(manager: Redlock, said: Sequence[Vote]) -> bool:
+    """Whether a majority did not fail."""
+    return sum(not vote.is_failure for vote in said) >= manager.quorum
 
 
 def probes(options: argparse.Namespace, timeout: float) -> list[Any]:
