@@ -118,13 +118,13 @@ chaos: .venv/.engine ## random faults on real servers for SECONDS=n (120 otherwi
 	$(BIN)/python tests/chaos.py --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 
 test-python: .venv/.engine .venvs/redlock-py/.installed
-	$(BIN)/python -m pytest
+	.ci/pytest python $(BIN)/python
 
 test-matrix: .venv/.engine .venvs/redlock-py/.installed $(WHEEL) # other interpreters
 	.ci/matrix
 
 test-dependents: .venv/.engine $(WHEEL) ## packages that were written for redlock-py, on this wheel; needs PyPI
-	$(BIN)/python -m pytest tests/dependents/dependents.py
+	.ci/pytest dependents $(BIN)/python tests/dependents/dependents.py
 
 # ---- environments and builds; the stamps make a second run quick ----
 
