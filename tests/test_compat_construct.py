@@ -421,6 +421,14 @@ def told(monkeypatch):
     return ask
 
 
+STRICT, PARTIAL_CHAIN = ssl.VerifyFlags.VERIFY_X509_STRICT, ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+FLAGS = ssl.create_default_context().verify_flags
+TLS = {
+    "cert_reqs": "required",
+    "check_hostname": True,
+    "strict": STRICT in FLAGS,
+    "partial_chain": PARTIAL_CHAIN in FLAGS,
+}
 PLAIN = {
     "host": "localhost",
     "port": 6379,
@@ -452,12 +460,20 @@ PLAIN = {
             {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_KEEPINTVL: 9}},
         ),
         ({"unix_socket_path": "/s", "db": 1}, {"path": "/s", "db": 1, "tls": None}),
-        ({"ssl": True}, {"tls": {"cert_reqs": "required", "check_hostname": True}}),
-        ({"ssl": True, "ssl_cert_reqs": ssl.CERT_OPTIONAL}, {"tls": {"cert_reqs": "optional", "check_hostname": True}}),
-        ({"ssl": True, "ssl_cert_reqs": None}, {"tls": {"cert_reqs": "none", "check_hostname": False}}),
+        ({"ssl": True}, {"tls": TLS}),
+        ({"ssl": True, "ssl_cert_reqs": ssl.CERT_OPTIONAL}, {"tls": {**TLS, "cert_reqs": "optional"}}),
+        ({"ssl": True, "ssl_cert_reqs": None}, {"tls": {**TLS, "cert_reqs": "none", "check_hostname": False}}),
         (
             {"ssl": True, "ssl_check_hostname": False, "ssl_min_version": ssl.TLSVersion.TLSv1_3},
-            {"tls": {"cert_reqs": "required", "check_hostname": False, "min_version": "1.3"}},
+            {"tls": {**TLS, "check_hostname": False, "min_version": "1.3"}},
+        ),
+        (
+            {"ssl": True, "ssl_include_verify_flags": [STRICT], "ssl_exclude_verify_flags": [PARTIAL_CHAIN]},
+            {"tls": {**TLS, "strict": True, "partial_chain": False}},
+        ),
+        (
+            {"ssl": True, "ssl_include_verify_flags": [PARTIAL_CHAIN], "ssl_exclude_verify_flags": [STRICT]},
+            {"tls": {**TLS, "strict": False, "partial_chain": True}},
         ),
     ],
 )
@@ -506,10 +522,9 @@ class DerivedConnection(redis.Connection):
         redis.Redis(socket_keepalive=True, socket_keepalive_options={socket.TCP_KEEPINTVL: b"9"}),
         redis.Redis(ssl=True, ssl_password="p"),
         redis.Redis(ssl=True, ssl_ciphers="ALL"),
-        redis.Redis(ssl=True, ssl_ca_data=b"der"),
         redis.Redis(ssl=True, ssl_min_version=ssl.TLSVersion.MINIMUM_SUPPORTED),
         redis.Redis(ssl=True, ssl_validate_ocsp=True),
-        redis.Redis(ssl=True, ssl_include_verify_flags=[ssl.VerifyFlags.VERIFY_X509_STRICT]),
+        redis.Redis(ssl=True, ssl_include_verify_flags=[ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF]),
         mock.MagicMock(),
     ],
 )

@@ -8,7 +8,7 @@
 use futures_util::FutureExt;
 use libfuzzer_sys::fuzz_target;
 use redlock::master::endpoint::{Address, Endpoint};
-use redlock::master::tls::{self, TlsSettings};
+use redlock::master::tls::{self, Tls, TlsSettings};
 
 const SECRET: &str = "canary-of-the-fuzzer";
 
@@ -41,13 +41,13 @@ fn show(host: &str) {
 
 /// Certificates in any encoding, a server of any name, and a connection that ends at once.
 fn encrypt(host: &str, settings: TlsSettings, pem: &[u8]) {
-    let config = match settings.client_config() {
-        Ok(config) => config,
+    let tls = match Tls::new(settings) {
+        Ok(tls) => tls,
         Err(error) => return quotes_nothing(&format!("{error} {error:?}"), pem),
     };
     let (near, far) = tokio::io::duplex(1 << 16);
     drop(far);
-    _ = tls::connect(config, host, near).now_or_never();
+    _ = tls::connect(&tls, host, near).now_or_never();
 }
 
 /// A file that cannot be read may be a private key.

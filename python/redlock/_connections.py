@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import ssl
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import unquote
@@ -38,7 +39,7 @@ _HONOURED = frozenset({
     "host", "port", "path", "db", "username", "password", "client_name", "protocol",
     "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
     "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_check_hostname",
-    "ssl_min_version",
+    "ssl_min_version", "ssl_include_verify_flags", "ssl_exclude_verify_flags",
 })  # fmt: skip
 # What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server.
 REDIS_PYS_OWN = frozenset({
@@ -59,6 +60,11 @@ _CONNECTIONS = (
     redis.sentinel.SentinelManagedSSLConnection,
 )
 _CERT_REQS = {ssl.CERT_NONE: "none", ssl.CERT_OPTIONAL: "optional", ssl.CERT_REQUIRED: "required"}
+# What `ssl.create_default_context`, which redis-py calls, sets; and what of it the engine knows.
+_VERIFY_FLAGS = (
+    ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN if sys.version_info >= (3, 13) else ssl.VerifyFlags(0)
+)
+_KNOWN_FLAGS = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_TRUSTED_FIRST
 _TLS_VERSIONS = {ssl.TLSVersion.TLSv1_2: "1.2", ssl.TLSVersion.TLSv1_3: "1.3"}
 
 S = TypeVar("S")
@@ -262,17 +268,29 @@ def _place(connection: Connection) -> dict[str, Any]:
 
 
 def _tls(connection: Connection) -> dict[str, object]:
-    if not isinstance(connection.ca_data, (str, type(None))):  # DER
-        raise NotNativeError
+    flags = _verify_flags(connection)
     files = {name: getattr(connection, name) for name in ("ca_certs", "ca_path", "certfile", "keyfile")}
     settings = {
         "cert_reqs": _CERT_REQS[connection.cert_reqs],
         "check_hostname": bool(connection.check_hostname),
         "ca_data": connection.ca_data,
+        "partial_chain": ssl.VERIFY_X509_PARTIAL_CHAIN in flags,
+        "strict": ssl.VERIFY_X509_STRICT in flags,
         "min_version": _min_version(getattr(connection, "ssl_min_version", None)),  # redis-py 5.0 has none
         **{name: os.fspath(path) for name, path in files.items() if path is not None},
     }
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _verify_flags(connection: Connection) -> ssl.VerifyFlags:
+    flags = _VERIFY_FLAGS
+    for flag in getattr(connection, "ssl_include_verify_flags", None) or ():  # older versions of redis-py have none
+        flags |= flag
+    for flag in getattr(connection, "ssl_exclude_verify_flags", None) or ():
+        flags &= ~flag
+    if flags & ~_KNOWN_FLAGS:
+        raise NotNativeError
+    return flags
 
 
 def _min_version(version: int | None) -> str | None:

@@ -64,9 +64,7 @@ pub(super) async fn log_in(
 
 async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Stream> {
     match (&endpoint.tls, &endpoint.address) {
-        (Some(config), Address::Tcp { host, .. }) => {
-            Ok(Box::new(tls::connect(Arc::clone(config), host, stream).await?))
-        }
+        (Some(tls), Address::Tcp { host, .. }) => Ok(Box::new(tls::connect(tls, host, stream).await?)),
         _ => Ok(stream),
     }
 }

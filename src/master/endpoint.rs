@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ProtocolVersion, RedisConnectionInfo};
-use tokio_rustls::rustls::ClientConfig;
 
+use crate::master::tls::Tls;
 use crate::quorum::MAX_PATIENCE;
 
 /// How the bytes get there.
@@ -69,8 +69,8 @@ pub struct Endpoint {
     pub connect_timeout: Option<Duration>,
     /// TCP keep-alive.
     pub keepalive: Keepalive,
-    /// The TLS settings, read once; `None` is a plain connection.
-    pub tls: Option<Arc<ClientConfig>>,
+    /// The TLS settings; `None` is a plain connection.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Endpoint {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::master::endpoint::{self, Address, Keepalive};
-use crate::master::tls::{CertReqs, TlsSettings, TlsVersion};
+use crate::master::tls::{CertReqs, Tls, TlsSettings, TlsVersion};
 
 /// Where one Redis master is and how to log in to it.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -49,7 +49,8 @@ impl Endpoint {
             (None, None) => Address::Tcp { host: host_name(host)?, port: port_number(port)? },
         };
         let tls = tls.map(|settings| {
-            tls_settings(settings)?.client_config().map_err(|error| PyValueError::new_err(error.to_string()))
+            let tls = Tls::new(tls_settings(settings)?).map_err(|error| PyValueError::new_err(error.to_string()))?;
+            Ok::<_, PyErr>(Arc::new(tls))
         });
         Ok(Self(Arc::new(endpoint::Endpoint {
             address,
@@ -154,7 +155,9 @@ fn tls_settings(settings: &Bound<'_, PyDict>) -> PyResult<TlsSettings> {
             "check_hostname" => tls.check_hostname = value.extract()?,
             "ca_certs" => tls.ca_file = value.extract()?,
             "ca_path" => tls.ca_path = value.extract()?,
-            "ca_data" => tls.ca_data = value.extract::<Option<String>>()?.map(String::into_bytes),
+            "ca_data" => tls.ca_data = Some(ca_data(&value)?),
+            "partial_chain" => tls.partial_chain = value.extract()?,
+            "strict" => tls.strict = value.extract()?,
             "certfile" => tls.cert_file = value.extract()?,
             "keyfile" => tls.key_file = value.extract()?,
             "min_version" => {
@@ -164,6 +167,14 @@ fn tls_settings(settings: &Bound<'_, PyDict>) -> PyResult<TlsSettings> {
         }
     }
     Ok(tls)
+}
+
+/// Text is PEM, bytes are DER.
+fn ca_data(value: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    match value.extract::<String>() {
+        Ok(text) => Ok(text.into_bytes()),
+        Err(_) => value.extract(),
+    }
 }
 
 fn cert_reqs(value: &str) -> PyResult<CertReqs> {

@@ -77,11 +77,12 @@ class Listener:
 
     Attributes:
         port: where it listens, also after it was stopped and started again.
+        tls: what it is started with the next time.
     """
 
     def __init__(self, serve: Serve, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.port = free_port(host)
-        self._serve, self._host, self._tls = serve, host, tls
+        self._serve, self._host, self.tls = serve, host, tls
         self._server: asyncio.Server | None = None
         self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.start()
@@ -101,7 +102,7 @@ class Listener:
 
     async def _start(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accepted, self._host, self.port, ssl=self._tls)
+            self._server = await asyncio.start_server(self._accepted, self._host, self.port, ssl=self.tls)
 
     async def _refuse(self) -> None:
         if self._server is not None:

@@ -53,18 +53,19 @@ class TlsFront:
         self._target = (server.host, server.port)
         self.host = host
         self.accepted = 0  # completed handshakes
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate)
-        if client_ca is not None:
-            self._context.verify_mode = ssl.CERT_REQUIRED
-            self._context.load_verify_locations(client_ca)
-        self._listener = Listener(self._serve, host, self._context)
+        self._listener = Listener(self._serve, host, _context(certificate, client_ca))
         self.port = self._listener.port
 
     @property
     def url(self) -> str:
         """For `Redlock`."""
         return f"rediss://{self.host}:{self.port}"
+
+    def restart(self, certificate: Path, client_ca: Path | None = None) -> None:
+        """Close everything, and listen at the same port with another certificate."""
+        self._listener.stop()
+        self._listener.tls = _context(certificate, client_ca)
+        self._listener.start()
 
     def stop(self) -> None:
         """Close everything."""
@@ -80,6 +81,15 @@ class TlsFront:
             for pump in pumps:
                 pump.cancel()
             server_out.close()
+
+
+def _context(certificate: Path, client_ca: Path | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
