@@ -55,6 +55,8 @@ pub enum Bug {
     AskAgain,
     /// Those of one session who wait do not stand in line.
     NoLine,
+    /// Masters that kept silent are not asked, even where there is no quorum without them.
+    ShunHung,
 }
 
 #[cfg(feature = "planted-bugs")]

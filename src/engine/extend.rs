@@ -11,7 +11,6 @@ use crate::engine::release::compare_and;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
-use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
@@ -77,15 +76,15 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
 /// The answers of all masters, as they come in.
 struct Poll {
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
-    standings: Vec<Standing>,
+    awaited: Vec<bool>,
     tally: Tally,
     answers: Vec<Answer>,
 }
 
 impl Poll {
     fn new(masters: &Masters, request: &Request) -> Self {
-        let standings = masters.standings(request.quorum);
-        let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        let awaited = masters.awaited(request.quorum);
+        let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
             ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms)
                 .map(move |answer| (index, answer))
@@ -93,8 +92,8 @@ impl Poll {
         };
         Self {
             asked: masters.iter().enumerate().map(ask).collect(),
-            standings,
-            tally: Tally::new(request.quorum, awaited),
+            awaited,
+            tally: Tally::new(request.quorum, count),
             answers: vec![Err(Error::NotAwaited); masters.len()],
         }
     }
@@ -103,7 +102,7 @@ impl Poll {
         while self.tally.verdict() == Verdict::Open
             && let Some((index, answer)) = self.asked.next().await
         {
-            if self.standings[index] == Standing::Good {
+            if self.awaited[index] {
                 self.tally.close_one();
             }
             let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
