@@ -203,7 +203,8 @@ class Operation(Generic[_T_co]):
 
         Returns:
             What is held; else per master ``"extended"``, ``"taken"`` (by another), ``"absent"``, ``"not awaited"``,
-            ``"no answer"`` or the text of its error: the lock then ends when it would have.
+            ``"no answer"`` or the text of its error: the lock then ends when it would have, or when it would with
+            this ttl, whichever is earlier.
         """
 
     @staticmethod
