@@ -365,6 +365,32 @@ def test_extending_tells_that_another_has_it(servers, dlm):
     assert held(servers) == [b"another"] * 3
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_with_a_master_down_two_that_others_have_show_that_it_is_taken_over(servers, dlm, known):
+    lease = dlm.acquire("r", TTL, auto_extend=True)
+    wait_until(lambda: held(servers) == [lease.key] * 3)
+    servers[0].kill()
+    if known:
+        dlm.unlock(dlm.lock("another", TTL))
+    occupy(servers[1:])
+    with pytest.raises(LockLost) as caught:
+        lease.extend()
+    assert caught.value.reason == lease.lost.reason == "taken over"
+    lease.release()
+
+
+def test_several_names_are_lost_where_one_of_them_is(servers, dlm):
+    """Whatever the masters say of the others: here that the user may not touch them."""
+    lease = dlm.acquire(["a", "b"], TTL)
+    wait_until(lambda: held(servers, "a") == held(servers, "b") == [lease.key] * 3)
+    for server in servers:
+        server.admin.acl_setuser("default", reset=True, enabled=True, nopass=True, keys=["a"], categories=["+@all"])
+        server.admin.delete("a")
+    with pytest.raises(LockLost) as caught:
+        lease.extend()
+    assert caught.value.reason == "expired"
+
+
 def test_an_extension_that_fails_leaves_the_lease_as_it_was(servers, dlm):
     with dlm.acquire("r", TTL) as lease:
         wait_until(lambda: held(servers) == [lease.key] * 3)

@@ -37,10 +37,10 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let quorum = quorum::majority(masters.len());
     let needs_suspects = masters.needs_suspects(quorum);
     let awaited = masters.awaited(quorum);
-    let treatment = |index: usize, master: &Master| match awaited[index] {
-        true if needs_suspects || !master.is_hung() => Treatment::Await,
+    let treatment = |index: usize, master: &Master| {
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
-        _ => Treatment::Tell,
+        let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
+        if is_suspect { Treatment::Tell } else { Treatment::Await }
     };
     release_where(masters, claim, treatment).await
 }

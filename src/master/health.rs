@@ -10,6 +10,7 @@ use rand::Rng;
 use crate::clock::Instant;
 use crate::error::Error;
 use crate::master::guard::{Cause, Doubt, Guards, Introduction, Past, Reading};
+use crate::planted::{self, Bug};
 use crate::retry::jittered;
 use crate::runtime::locked;
 
@@ -133,7 +134,7 @@ impl Health {
     /// Nothing was sent to it after all: the turn is there for the next one.
     pub fn give_back(&self, now: Instant) {
         let mut record = locked(&self.record);
-        record.retry_at = record.retry_at.min(now);
+        record.retry_at = if planted::is(Bug::ShunHung) { record.retry_at } else { record.retry_at.min(now) };
     }
 
     /// Whether it kept silent when last asked.
@@ -177,7 +178,7 @@ impl Health {
         let mut record = locked(&self.record);
         record.slow = error.is_slow();
         *(if record.slow { &mut record.timeouts } else { &mut record.errors }) += 1;
-        if record.failures == 0 || since >= record.failed_at {
+        if record.failures == 0 || since >= record.failed_at || planted::is(Bug::ShunHung) {
             record.failures = record.failures.saturating_add(1);
             record.failed_at = now;
             record.retry_at = now.after(backoff(record.failures, random));

@@ -56,11 +56,13 @@ pub enum Rule {
     Storm,
     /// No lock is refused for want of masters while a quorum of them is well, and was asked for nothing.
     RefusedUnasked,
+    /// An extension that fails tells that the lock is lost, if so many masters have lost it and can say so.
+    Unheard,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -78,6 +80,7 @@ impl Rule {
         Self::Overslept,
         Self::Storm,
         Self::RefusedUnasked,
+        Self::Unheard,
     ];
 }
 
@@ -674,6 +677,12 @@ impl World {
         client.clock.steady() < belief.until || blind
     }
 
+    /// Somebody believes in a lock for no longer than this, by its own clock.
+    pub fn shorten_belief(&mut self, key: &[u8], until: Nanos) {
+        let same = self.oracle.beliefs.iter_mut().filter(|belief| belief.key == key);
+        same.for_each(|belief| belief.until = belief.until.min(until));
+    }
+
     pub fn end_belief(&mut self, key: &[u8]) {
         self.oracle.beliefs.retain(|belief| belief.key != key);
     }
@@ -709,7 +718,7 @@ impl World {
     }
 
     /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.
-    fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
+    pub fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
         let faulty = |conn: &Conn| conn.client == client && conn.master == master && conn.is_held && conn.is_faulty;
         let trouble = self.trouble[client][master];
         let undisturbed = trouble == 0 || trouble + SECOND < since;
