@@ -75,6 +75,12 @@ impl Tally {
         self.granted += 1;
     }
 
+    /// Whether votes of masters that are waited for are still to come.
+    #[must_use]
+    pub const fn is_awaiting(&self) -> bool {
+        self.open > 0
+    }
+
     /// The verdict on the votes so far.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {

@@ -50,6 +50,17 @@ mod simulation {
         bug == Some(Bug::KeeperGoesOn)
     }
 
+    /// Whether a holder relies on its old deadline after it has asked for an earlier one in vain.
+    #[cfg(feature = "planted-bugs")]
+    pub fn forgets_deadline(bug: Option<Bug>) -> bool {
+        bug == Some(Bug::DeadlineForgotten)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const fn forgets_deadline(_: Option<Bug>) -> bool {
+        false
+    }
+
     #[cfg(not(feature = "planted-bugs"))]
     pub const fn keeper_goes_on(_: Option<Bug>) -> bool {
         false

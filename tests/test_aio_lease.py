@@ -249,6 +249,25 @@ def test_extending_tells_what_has_become_of_it(servers, adlm, loop):
     run(main(), loop)
 
 
+def test_a_shorter_extension_that_fails_or_is_cancelled_may_have_taken_effect(servers, adlm, loop):
+    async def main():
+        lease = await adlm.acquire("r", TTL)
+        another = await adlm.acquire("another", TTL)
+        for server in servers[1:]:
+            server.freeze()
+        with pytest.raises(LockLost):
+            await lease.extend(3000)
+        assert lease.remaining < 3000
+        task = asyncio.ensure_future(another.extend(3000))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert another.remaining < 3000
+
+    run(main(), loop)
+
+
 def test_plain_locks_and_leases_are_extended_by_any_manager(servers, adlm, loop):
     dlm = manager(servers)
 

@@ -10,11 +10,12 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
-from redlock import Lock, Redlock
+from redlock import Lock, QuorumUnavailable, Redlock
 from support.locks import PROMPT, TTL, held, is_held, manager, nothing_left, warm
 from support.proxy import Mode, syn_black_hole
 from support.scripted import Late
@@ -293,6 +294,56 @@ def test_all_hung_is_false_within_the_tries(masters, count, when):
         assert dlm.lock("r", TTL) is False
     with Stopwatch():
         dlm.unlock(Lock(0, "r", b"k" * 22))
+
+
+def ask_twice_after(silence, dlm, name="r"):
+    """Ask again and again until the event of its end is set; whether one of the two next calls is granted."""
+
+    def ask():
+        try:
+            dlm.acquire(name, TTL, timeout=0).release()
+        except QuorumUnavailable:
+            return False
+        return True
+
+    while not silence.wait(0.05):
+        ask()
+    return ask() or ask()
+
+
+def test_the_end_of_a_silence_of_all_masters_is_noticed_by_the_next_call(masters):
+    servers = masters(3)
+    dlm = manager(servers, retry_count=1)
+    dlm.unlock(dlm.lock("r", TTL))
+    for _ in range(2):
+        for server in servers:
+            server.freeze()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert dlm.lock("r", TTL) is False
+            time.sleep(0.05)
+        for server in servers:
+            server.thaw()
+        taken = dlm.lock("r", TTL) or dlm.lock("r", TTL)
+        assert taken
+        dlm.unlock(taken)
+
+
+def test_so_it_is_by_many_threads_that_waited_for_it(masters):
+    servers = masters(3)
+    dlm = manager(servers)
+    warm(dlm, servers)
+    for server in servers:
+        server.freeze()
+    silence = threading.Event()
+    with ThreadPoolExecutor(20) as threads:
+        asked = [threads.submit(ask_twice_after, silence, dlm, f"r{number}") for number in range(20)]
+        time.sleep(0.7)
+        for server in servers:
+            server.thaw()
+        silence.set()
+        assert [each.result() for each in asked] == [True] * 20
+    nothing_left(servers)
 
 
 @pytest.mark.every_kind

@@ -365,6 +365,32 @@ def test_extending_tells_that_another_has_it(servers, dlm):
     assert held(servers) == [b"another"] * 3
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_with_a_master_down_two_that_others_have_show_that_it_is_taken_over(servers, dlm, known):
+    lease = dlm.acquire("r", TTL, auto_extend=True)
+    wait_until(lambda: held(servers) == [lease.key] * 3)
+    servers[0].kill()
+    if known:
+        dlm.unlock(dlm.lock("another", TTL))
+    occupy(servers[1:])
+    with pytest.raises(LockLost) as caught:
+        lease.extend()
+    assert caught.value.reason == lease.lost.reason == "taken over"
+    lease.release()
+
+
+def test_several_names_are_lost_where_one_of_them_is(servers, dlm):
+    """Whatever the masters say of the others: here that the user may not touch them."""
+    lease = dlm.acquire(["a", "b"], TTL)
+    wait_until(lambda: held(servers, "a") == held(servers, "b") == [lease.key] * 3)
+    for server in servers:
+        server.admin.acl_setuser("default", reset=True, enabled=True, nopass=True, keys=["a"], categories=["+@all"])
+        server.admin.delete("a")
+    with pytest.raises(LockLost) as caught:
+        lease.extend()
+    assert caught.value.reason == "expired"
+
+
 def test_an_extension_that_fails_leaves_the_lease_as_it_was(servers, dlm):
     with dlm.acquire("r", TTL) as lease:
         wait_until(lambda: held(servers) == [lease.key] * 3)
@@ -389,6 +415,53 @@ def test_an_extension_that_fails_leaves_the_lease_as_it_was(servers, dlm):
 
         wait_until(extended)
         assert lease._expires_at > deadline
+
+
+def extend_in_vain(servers, lease, ttl):
+    """Most masters are stopped: what they were sent is carried out when they go on."""
+    wait_until(lambda: held(servers) == [lease.key] * 3)
+    for server in servers[1:]:
+        server.freeze()
+    with pytest.raises(LockLost) as caught:
+        lease.extend(ttl)
+    assert caught.value.reason == "unavailable"
+
+
+def test_a_shorter_extension_that_fails_may_have_taken_effect(servers, dlm):
+    lease = dlm.acquire("r", TTL)
+    extend_in_vain(servers, lease, 3000)
+    assert lease.remaining < 3000
+    for server in servers[1:]:
+        server.thaw()
+    with manager(servers).acquire("r", TTL, timeout=2 * PROMPT):
+        assert lease.lost.is_set()
+        with pytest.raises(LockLost):
+            lease.ensure()
+    lease.release()
+
+
+def test_so_may_one_that_an_exception_ends(servers, dlm, monkeypatch):
+    lease = dlm.acquire("r", TTL)
+    extend = lease._operations.extend
+
+    def interrupted(*args):
+        extend(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lease._operations, "extend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lease.extend(3000)
+    assert sum(server.admin.pttl("r") <= 3000 for server in servers) >= 2
+    assert lease.remaining < 3000
+    lease.release()
+
+
+def test_whoever_keeps_a_lease_is_told_of_its_earlier_end(servers, dlm):
+    told = threading.Event()
+    lease = dlm.acquire("r", TTL, auto_extend=True, on_lost=lambda _: told.set())
+    extend_in_vain(servers, lease, 3000)
+    assert told.wait(2 * PROMPT)
+    lease.release()
 
 
 def test_what_has_expired_is_not_revived(servers, dlm):

@@ -155,8 +155,9 @@ class AsyncLease(LeaseBase):
             ttl: milliseconds; by default as many as before. Also what further extensions set.
 
         Raises:
-            LockLost: no quorum extended it. Where the reason is ``"unavailable"``, it is as it was before, with its old
-                deadline, and another try may succeed.
+            LockLost: no quorum extended it. Where the reason is ``"unavailable"``, another try may succeed. Until then
+                it has its old deadline; or the one that ``ttl`` would have set, if that is earlier, for masters may
+                have obeyed whose answers did not come.
             ValueError: a ttl that leaves no validity.
             TypeError: the same, of another type.
         """
@@ -224,6 +225,7 @@ class AsyncLease(LeaseBase):
     async def _try_to_extend(self, ttl: int) -> Reason | None:
         if (reason := self._why_not()) is not None:
             return reason
+        self._assume_extended(ttl, self._operations.relied_on(ttl))
         outcome = await self._operations.extend(self.key, ttl, self._may_extend_until())
         if (reason := self._why_not()) is not None:
             return reason  # meanwhile: it was too late

@@ -52,6 +52,12 @@ class Upkeep:
         self.lost_at = expires_at - min(max(ttl / 20, 0.05), ttl / 3)
         self._pause = min(ttl / 20, 1.0)
 
+    def shortened(self, expires_at: float, ttl_ms: int) -> None:
+        """Validity may end at ``expires_at``, as was asked for, and ends no later than it would have."""
+        before = self.extend_at, self.lost_at
+        self.granted(expires_at, ttl_ms)
+        self.extend_at, self.lost_at = min(self.extend_at, before[0]), min(self.lost_at, before[1])
+
     def failed(self, at: float) -> None:
         """Plan the next try after an extension that failed at the moment ``at``."""
         self.extend_at = at + self._pause
@@ -145,6 +151,27 @@ class LeaseBase:
         self.ttl, self.validity, self._expires_at = ttl, held.validity_ms, held.expires_at
         if self._upkeep:
             self._upkeep.granted(held.expires_at, ttl)
+
+    def _assume_extended(self, ttl: int, seconds: float) -> bool:
+        """Assume the worst of an extension that is about to be asked for: it may take effect though it seems to fail.
+
+        Where it sets a shorter time than is left, that is all that can be relied on from now on, whether no quorum
+        answers, an exception ends the call or its task is cancelled.
+
+        Args:
+            ttl: milliseconds that are asked for.
+            seconds: that a lock of that ttl can be relied on from now.
+
+        Returns:
+            Whether it ends earlier now.
+        """
+        expires_at = now() + seconds
+        if expires_at >= self._expires_at:
+            return False
+        self._expires_at = expires_at
+        if self._upkeep:
+            self._upkeep.shortened(expires_at, ttl)
+        return True
 
     def _keep(self, max_hold: float | None) -> None:
         """Plan extensions."""
@@ -290,8 +317,9 @@ class Lease(LeaseBase):
             ttl: milliseconds; by default as many as before. Also what further extensions set.
 
         Raises:
-            LockLost: no quorum extended it. Where the reason is ``"unavailable"``, it is as it was before, with its old
-                deadline, and another try may succeed.
+            LockLost: no quorum extended it. Where the reason is ``"unavailable"``, another try may succeed. Until then
+                it has its old deadline; or the one that ``ttl`` would have set, if that is earlier, for masters may
+                have obeyed whose answers did not come.
             ValueError: a ttl that leaves no validity.
             TypeError: the same, of another type.
             NotImplementedError: a master that is a client without such operations.
@@ -337,7 +365,9 @@ class Lease(LeaseBase):
         """
         if (reason := self._why_not()) is not None:
             return reason
-        outcome = self._operations.extend(self.key, ttl, until)
+        if self._assume_extended(ttl, self._operations.relied_on(ttl)) and self._upkeep:
+            self._operations.keeper.keep(self)  # it has to look at it earlier than it meant to
+        outcome = self._operations.extend(self.key, ttl, min(until, self._may_extend_until()))
         if (reason := self._why_not()) is not None:
             return reason  # meanwhile: it was too late
         if not isinstance(outcome, list):

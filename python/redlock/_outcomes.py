@@ -119,7 +119,7 @@ def why_not_extended(said: Sequence[Vote], quorum: int) -> Reason:
     """What an extension that failed has shown.
 
     ``"taken over"`` and ``"expired"`` are final: fewer masters than a quorum still have the key. After
-    ``"unavailable"`` they may have it, and the old deadline stands.
+    ``"unavailable"`` they may have it.
     """
     if said.count(Vote.ABSENT) + said.count(Vote.TAKEN) <= len(said) - quorum:
         return "unavailable"

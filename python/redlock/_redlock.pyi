@@ -202,7 +202,7 @@ class Operation(Generic[_T_co]):
 
         Returns:
             What is held; else per master extended, taken (by another), absent, not awaited, or how it failed: the lock
-            then ends when it would have.
+            then ends when it would have, or when it would with this ttl, whichever is earlier.
         """
 
     @staticmethod

@@ -138,6 +138,10 @@ class Terms(Generic[M]):
             raise ValueError(message)
         return ttl
 
+    def relied_on(self, ttl: int) -> float:
+        """For how many seconds a lock can be relied on from the moment at which ``ttl`` was asked for."""
+        return (ttl - self._drift(ttl)) / 1000
+
     def _drift(self, ttl: int) -> int:
         return drift_ms(ttl, self._manager.clock_drift_factor)
 

@@ -201,8 +201,8 @@ class AsyncRedlock:
             ttl: milliseconds.
 
         Returns:
-            The lock with its new validity; ``False`` if no quorum of masters has it any more, or answered: then it
-            is as it was before.
+            The lock with its new validity; ``False`` if no quorum of masters has it any more, or answered. Then it
+            ends when it would have, or when it would with this ``ttl``, whichever is earlier.
 
         Raises:
             AttributeError: it has no resource or key, as ``False`` has not.

@@ -17,7 +17,6 @@ use crate::engine::{Masters, fence as fencing, of_each};
 use crate::error::Error;
 use crate::fence::{self, Ballot, Call, Reply};
 use crate::master::Master;
-use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
@@ -123,7 +122,8 @@ async fn round(
     let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request, *highest_seen);
-    let decided = canvass.run(waiting.asks_one_first().then(|| masters.designated(&request.resources)));
+    let designated = waiting.asks_one_first().then(|| masters.designated(&request.resources, request.quorum)).flatten();
+    let decided = canvass.run(designated);
     select(pin!(decided), select(deadline, cancel)).await;
     *highest_seen = canvass.highest_seen();
     let (verdict, attempt, votes, token) = canvass.close();
@@ -253,7 +253,7 @@ struct Canvass<'a> {
     masters: &'a Masters,
     attempt: Arc<Attempt>,
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
-    standings: Vec<Standing>,
+    awaited: Vec<bool>,
     tally: Tally,
     votes: Vec<Vote>,
     quorum: usize,
@@ -263,35 +263,34 @@ struct Canvass<'a> {
 
 impl<'a> Canvass<'a> {
     fn new(masters: &'a Masters, request: &Request, highest_seen: u64) -> Self {
-        let standings = masters.standings(request.quorum);
-        let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        let awaited = masters.awaited(request.quorum);
+        let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let attempt = Attempt::new(masters, request, highest_seen);
         let quorum = request.quorum - usize::from(planted::is(Bug::QuorumOffByOne));
         Self {
             masters,
-            ballot: attempt.proposal.map(|token| Ballot::new(token, quorum, awaited)),
+            ballot: attempt.proposal.map(|token| Ballot::new(token, quorum, count)),
             attempt: Arc::new(attempt),
             token: None,
             quorum,
             asked: FuturesUnordered::new(),
-            tally: Tally::new(quorum, awaited),
+            tally: Tally::new(quorum, count),
             votes: vec![Err(Error::NotSent); masters.len()],
-            standings,
+            awaited,
         }
     }
 
     /// Ask until the round is decided.
     async fn run(&mut self, designated: Option<usize>) {
         let start = self.masters.handle().now();
-        let first = designated.filter(|&first| self.standings[first] == Standing::Good);
-        if let Some(first) = first {
+        if let Some(first) = designated {
             self.ask(first);
             self.take_one().await;
             if self.votes[first] == Ok(Grant::Refused) {
                 return;
             }
         }
-        (0..self.masters.len()).filter(|&index| Some(index) != first).for_each(|index| self.ask(index));
+        (0..self.masters.len()).filter(|&index| Some(index) != designated).for_each(|index| self.ask(index));
         while self.tally.verdict() == Verdict::Open && !self.asked.is_empty() {
             self.take_one().await;
         }
@@ -332,9 +331,7 @@ impl<'a> Canvass<'a> {
 
     fn ask(&mut self, index: usize) {
         let master = &self.masters[index];
-        if self.standings[index] == Standing::Good
-            || self.attempt.claim.resources.iter().all(|resource| master.is_linked(resource))
-        {
+        if self.awaited[index] || self.attempt.claim.resources.iter().all(|resource| master.is_linked(resource)) {
             let ask = Arc::clone(&self.attempt).ask(Arc::clone(master), index);
             self.votes[index] = Err(Error::NotAwaited);
             self.asked.push(ask.map(move |vote| (index, vote)).boxed());
@@ -343,7 +340,7 @@ impl<'a> Canvass<'a> {
 
     async fn take_one(&mut self) {
         let Some((index, answer)) = self.asked.next().await else { return };
-        let is_awaited = self.standings[index] == Standing::Good;
+        let is_awaited = self.awaited[index];
         if is_awaited {
             self.tally.close_one();
         }
@@ -363,6 +360,8 @@ impl<'a> Canvass<'a> {
     /// The round is decided: nothing more is sent for it but its release; answers still to come are awaited by nobody.
     fn close(self) -> (Verdict, Arc<Attempt>, Vec<Vote>, Option<Token>) {
         self.attempt.decided.store(true, Ordering::Relaxed);
+        let unasked = |index: &usize| self.awaited[*index] && self.votes[*index] == Err(Error::NotSent);
+        (0..self.votes.len()).filter(unasked).for_each(|index| self.masters[index].give_back());
         let mut stragglers = self.asked;
         self.masters.handle().spawn(async move { while stragglers.next().await.is_some() {} });
         let is_complete = self.ballot.is_none() || self.token.is_some();

@@ -11,7 +11,6 @@ use crate::engine::release::compare_and;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
-use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
@@ -50,13 +49,14 @@ pub struct Extended {
 }
 
 /// Extend where the lock is still held; done when a quorum still had it, in time. `Err` is what each master said: the lock
-/// is then as it was, with the deadline it had.
+/// then has the deadline it had, or the one this would have set, if that is earlier: some may have obeyed all the same.
 ///
 /// Sets a TTL and never a key, so it cannot revive a lock that has expired or that somebody else holds. Source: "Making
 /// the algorithm more reliable: Extending the lock" in the Redis documentation.
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
+    let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
     let patience = start.after(quorum::patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     let mut poll = Poll::new(masters, request);
@@ -65,27 +65,27 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     let validity = || quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
     let mut left = validity();
     if verdict == Verdict::Granted && left.is_some() {
-        retake(masters, request, &answers).await;
+        retake(masters, request, expires_at, &answers).await;
         // That took its time.
         left = if planted::is(Bug::StaleExtension) { left } else { validity() };
     }
     let (Verdict::Granted, Some(validity_ms)) = (verdict, left) else { return Err(answers) };
-    let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
     Ok(Extended { validity_ms, expires_at, claim: Arc::clone(&request.claim), answers })
 }
 
 /// The answers of all masters, as they come in.
 struct Poll {
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
-    standings: Vec<Standing>,
+    awaited: Vec<bool>,
     tally: Tally,
+    quorum: usize,
     answers: Vec<Answer>,
 }
 
 impl Poll {
     fn new(masters: &Masters, request: &Request) -> Self {
-        let standings = masters.standings(request.quorum);
-        let awaited = standings.iter().filter(|&&standing| standing == Standing::Good).count();
+        let awaited = masters.awaited(request.quorum);
+        let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
             ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms)
                 .map(move |answer| (index, answer))
@@ -93,17 +93,19 @@ impl Poll {
         };
         Self {
             asked: masters.iter().enumerate().map(ask).collect(),
-            standings,
-            tally: Tally::new(request.quorum, awaited),
+            awaited,
+            tally: Tally::new(request.quorum, count),
+            quorum: request.quorum,
             answers: vec![Err(Error::NotAwaited); masters.len()],
         }
     }
 
+    /// Ask until there is nothing more to learn.
     async fn run(&mut self) {
-        while self.tally.verdict() == Verdict::Open
+        while !self.is_over()
             && let Some((index, answer)) = self.asked.next().await
         {
-            if self.standings[index] == Standing::Good {
+            if self.awaited[index] {
                 self.tally.close_one();
             }
             let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
@@ -114,6 +116,23 @@ impl Poll {
         }
     }
 
+    /// A quorum has extended; or it cannot, and either that is final or no answer is due that could show so: the caller
+    /// must learn whether another try may succeed.
+    fn is_over(&self) -> bool {
+        match self.tally.verdict() {
+            Verdict::Open => false,
+            Verdict::Granted => true,
+            Verdict::Denied => !self.tally.is_awaiting() || self.is_lost() || planted::is(Bug::HastyVerdict),
+        }
+    }
+
+    /// Whether so many no longer have it that a quorum cannot.
+    fn is_lost(&self) -> bool {
+        let lost =
+            self.answers.iter().filter(|answer| matches!(answer, Ok(Extension::Taken | Extension::Absent))).count();
+        lost > self.answers.len().saturating_sub(self.quorum)
+    }
+
     /// The rest of the answers are awaited by nobody.
     fn close(self, masters: &Masters) -> (Verdict, Vec<Answer>) {
         masters.handle().spawn(self.asked.for_each(|_| std::future::ready(())));
@@ -122,10 +141,16 @@ impl Poll {
     }
 }
 
+/// What a master says of all resources: that it no longer has one, whatever became of the others; or the first error.
 async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64) -> Answer {
-    let answers = of_each(&claim.resources, |resource| ask_for(resource, &master, &claim.key, ttl_ms)).await?;
-    let lost = answers.into_iter().find(|answer| *answer != Extension::Extended);
-    Ok(lost.unwrap_or(Extension::Extended))
+    let asked = claim.resources.iter().map(|resource| ask_for(resource, &master, &claim.key, ttl_ms));
+    let answers = join_all(asked).await;
+    let rank = |answer: &Answer| match answer {
+        Ok(Extension::Taken | Extension::Absent) => 0,
+        Err(_) => 1,
+        Ok(Extension::Extended) => 2,
+    };
+    answers.into_iter().min_by_key(rank).unwrap_or(Ok(Extension::Extended))
 }
 
 async fn ask_for(resource: &[u8], master: &Master, key: &[u8], ttl_ms: u64) -> Answer {
@@ -141,14 +166,14 @@ async fn ask_for(resource: &[u8], master: &Master, key: &[u8], ttl_ms: u64) -> A
 
 /// Give the lock again to masters that have lost it, by a restart or by a `SET` that never came. Their answers are
 /// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to nobody.
-async fn retake(masters: &Masters, request: &Request, answers: &[Answer]) {
+async fn retake(masters: &Masters, request: &Request, expires_at: Instant, answers: &[Answer]) {
+    let until = request.valid_until.map(|until| until.min(expires_at));
     let forgetful = masters.iter().zip(answers).filter(|(_, answer)| **answer == Ok(Extension::Absent));
-    join_all(forgetful.map(|(master, _)| give(master, masters, request))).await;
+    join_all(forgetful.map(|(master, _)| give(master, masters, request, until))).await;
 }
 
-async fn give(master: &Master, masters: &Masters, request: &Request) {
-    let is_ours =
-        || planted::is(Bug::LateRetake) || request.valid_until.is_some_and(|until| masters.handle().now() < until);
+async fn give(master: &Master, masters: &Masters, request: &Request, until: Option<Instant>) {
+    let is_ours = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
     let give = |resource| async move {
         let set = script::set(resource, &request.claim.key, request.ttl_ms);
         let exchange = |link: Link| {

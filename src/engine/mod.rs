@@ -21,7 +21,8 @@ use crate::engine::crowd::Crowds;
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
-use crate::master::health::{Health, Standing};
+use crate::master::health::Health;
+use crate::planted::{self, Bug};
 use crate::quorum::Verdict;
 use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
@@ -56,17 +57,17 @@ impl Masters {
         token::key(|bytes| self.handle.effects().fill_random(bytes))
     }
 
-    /// How far to go for each master in a round that needs `quorum` of them. One that is down costs no time to ask, so
-    /// it is asked whenever the quorum cannot do without; one that is hung only when its turn has come.
-    fn standings(&self, quorum: usize) -> Vec<Standing> {
-        let mut standings: Vec<Standing> = self.iter().map(|master| master.standing()).collect();
-        if standings.iter().filter(|&&standing| standing == Standing::Good).count() < quorum {
-            standings
-                .iter_mut()
-                .filter(|standing| **standing == Standing::Down)
-                .for_each(|standing| *standing = Standing::Good);
-        }
-        standings
+    /// Whether there is no quorum without masters that are suspect.
+    fn needs_suspects(&self, quorum: usize) -> bool {
+        self.iter().filter(|master| master.is_well()).count() < quorum
+    }
+
+    /// Which masters a round that needs `quorum` of them asks and waits for, connections to be made included: all where
+    /// it needs suspects, for only an answer shows that one is well again. Otherwise not those, unless it is their turn.
+    fn awaited(&self, quorum: usize) -> Vec<bool> {
+        let all = self.needs_suspects(quorum);
+        let shuns_hung = planted::is(Bug::ShunHung);
+        self.iter().map(|master| (all && !(shuns_hung && master.is_hung())) || master.is_due()).collect()
     }
 
     /// Where those of this session stand in line who wait for these resources: first come, first served.
@@ -99,10 +100,12 @@ impl Masters {
         self.iter().zip(said).map(explained).collect()
     }
 
-    /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is hung.
-    fn designated(&self, resources: &[Vec<u8>]) -> usize {
+    /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is
+    /// suspect. `None` where too few are well: there a round cannot wait for one before it asks the others.
+    fn designated(&self, resources: &[Vec<u8>], quorum: usize) -> Option<usize> {
         let first = usize::try_from(fnv1a(least(resources)) % self.len().max(1) as u64).unwrap_or_default();
-        (0..self.len()).map(|step| (first + step) % self.len()).find(|&index| !self[index].is_hung()).unwrap_or(first)
+        let mut in_turn = (0..self.len()).map(|step| (first + step) % self.len());
+        in_turn.find(|&index| self[index].is_well()).filter(|_| !self.needs_suspects(quorum))
     }
 }
 

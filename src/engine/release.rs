@@ -9,7 +9,6 @@ use redis::{Cmd, Value};
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
-use crate::master::health::Standing;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum;
@@ -31,15 +30,17 @@ pub enum Treatment {
 
 /// Release `claim` on every master; returns when those that are well have answered.
 ///
-/// One that is down or hung is told when it can be, but waited for only when its turn to be tried has come, or if there is
-/// no quorum without it. Never fails: what a minority says, or does not say, is in the answers.
+/// One that is down or hung is told when it can be, but waited for only if there is no quorum without it, or if it is down
+/// and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
-    let standings = masters.standings(quorum::majority(masters.len()));
-    let treatment = |index: usize, master: &Master| match standings[index] {
-        Standing::Good if !master.is_hung() => Treatment::Await,
+    let quorum = quorum::majority(masters.len());
+    let needs_suspects = masters.needs_suspects(quorum);
+    let awaited = masters.awaited(quorum);
+    let treatment = |index: usize, master: &Master| {
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
-        _ => Treatment::Tell,
+        let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
+        if is_suspect { Treatment::Tell } else { Treatment::Await }
     };
     release_where(masters, claim, treatment).await
 }

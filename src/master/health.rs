@@ -10,6 +10,7 @@ use rand::Rng;
 use crate::clock::Instant;
 use crate::error::Error;
 use crate::master::guard::{Cause, Doubt, Guards, Introduction, Past, Reading};
+use crate::planted::{self, Bug};
 use crate::retry::jittered;
 use crate::runtime::locked;
 
@@ -78,6 +79,7 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct Record {
     failures: u32,
+    failed_at: Instant,
     retry_at: Instant,
     slow: bool,
     reported: Option<Error>,
@@ -99,17 +101,6 @@ pub struct Summary {
     pub timeouts: u64,
 }
 
-/// How far a round should go for a master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It answered last time, or its turn to be tried has come: ask and wait.
-    Good,
-    /// It failed at once and will again, or not: worth asking where the quorum needs it, for it costs no time.
-    Down,
-    /// It kept silent: do not wait for it.
-    Hung,
-}
-
 impl Health {
     /// A master not yet heard of, assumed to be well.
     #[must_use]
@@ -123,18 +114,27 @@ impl Health {
         &self.guards
     }
 
-    /// How to treat it in a round that starts now. Whoever is told to try a suspect master again is the only one for a
-    /// while.
-    pub fn standing(&self, now: Instant, random: &mut impl Rng) -> Standing {
+    /// Whether it answered when last asked, as far as is known. One that did not is suspect.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        locked(&self.record).failures == 0
+    }
+
+    /// Whether to wait for it where others make a quorum without it: if it is well, or its turn to be tried has come.
+    /// Whoever takes the turn of a suspect is the only one for a while, or [gives it back](Self::give_back).
+    pub fn is_due(&self, now: Instant, random: &mut impl Rng) -> bool {
         let mut record = locked(&self.record);
-        if record.failures == 0 {
-            return Standing::Good;
-        }
-        if now >= record.retry_at {
+        let has_turn = record.failures > 0 && now >= record.retry_at;
+        if has_turn {
             record.retry_at = now.after(backoff(record.failures, random));
-            return Standing::Good;
         }
-        if record.slow { Standing::Hung } else { Standing::Down }
+        has_turn || record.failures == 0
+    }
+
+    /// Nothing was sent to it after all: the turn is there for the next one.
+    pub fn give_back(&self, now: Instant) {
+        let mut record = locked(&self.record);
+        record.retry_at = if planted::is(Bug::ShunHung) { record.retry_at } else { record.retry_at.min(now) };
     }
 
     /// Whether it kept silent when last asked.
@@ -169,13 +169,20 @@ impl Health {
         self.report(&mut record, error);
     }
 
-    /// It did not answer, or could not be connected to. Logged once per change of state, not once per call.
-    pub fn failed(&self, error: &Error, now: Instant, random: &mut impl Rng) {
+    /// It did not answer, or could not be connected to, when asked at `since`. Logged once per change of state, not once
+    /// per call.
+    ///
+    /// One silence is one failure, however many waited for its end: what was asked before the last failure was known
+    /// tells nothing new of it.
+    pub fn failed(&self, error: &Error, since: Instant, now: Instant, random: &mut impl Rng) {
         let mut record = locked(&self.record);
-        record.failures = record.failures.saturating_add(1);
         record.slow = error.is_slow();
         *(if record.slow { &mut record.timeouts } else { &mut record.errors }) += 1;
-        record.retry_at = now.after(backoff(record.failures, random));
+        if record.failures == 0 || since >= record.failed_at || planted::is(Bug::ShunHung) {
+            record.failures = record.failures.saturating_add(1);
+            record.failed_at = now;
+            record.retry_at = now.after(backoff(record.failures, random));
+        }
         self.report(&mut record, error);
     }
 
@@ -287,7 +294,7 @@ mod tests {
     fn a_change_of_state_is_logged_once() {
         let (health, journal, mut random) = health();
         for _ in 0..3 {
-            health.failed(&Error::NoAnswer, at(0), &mut random);
+            health.failed(&Error::NoAnswer, at(0), at(0), &mut random);
         }
         assert_eq!(journal.take(), [(Level::Warning, "master a:1/0 gives no vote: no answer".to_owned())]);
         assert_eq!(journal.take(), []);
@@ -299,8 +306,8 @@ mod tests {
     #[test]
     fn failures_are_counted() {
         let (health, _, mut random) = health();
-        health.failed(&Error::NoAnswer, at(0), &mut random);
-        health.failed(&Error::Closed, at(1), &mut random);
+        health.failed(&Error::NoAnswer, at(0), at(0), &mut random);
+        health.failed(&Error::Closed, at(0), at(1), &mut random);
         health.answered_with(&Error::Reply("OOM".into()));
         let failure = Some(Error::Reply("OOM".into()));
         assert_eq!(health.summary(), Summary { failure, errors: 2, timeouts: 1 });
@@ -311,7 +318,7 @@ mod tests {
     #[test]
     fn another_kind_of_failure_is_a_change() {
         let (health, journal, mut random) = health();
-        health.failed(&Error::NoAnswer, at(0), &mut random);
+        health.failed(&Error::NoAnswer, at(0), at(0), &mut random);
         health.answered_with(&Error::Reply("OOM".into()));
         assert_eq!(journal.take().len(), 2);
     }
@@ -344,15 +351,36 @@ mod tests {
     #[test]
     fn one_caller_at_a_time_tries_a_suspect_again() {
         let (health, _, mut random) = health();
-        assert_eq!(health.standing(at(0), &mut random), Standing::Good);
-        health.failed(&Error::NoAnswer, at(0), &mut random);
-        assert_eq!(health.standing(at(1), &mut random), Standing::Hung);
-        assert_eq!(health.standing(at(101), &mut random), Standing::Good);
-        assert_eq!(health.standing(at(102), &mut random), Standing::Hung);
-        health.failed(&Error::Closed, at(103), &mut random);
-        assert_eq!(health.standing(at(104), &mut random), Standing::Down);
+        assert!(health.is_well() && health.is_due(at(0), &mut random));
+        health.failed(&Error::NoAnswer, at(0), at(0), &mut random);
+        assert!(!health.is_well() && health.is_hung() && !health.is_due(at(1), &mut random));
+        assert_eq!([101, 102].map(|millis| health.is_due(at(millis), &mut random)), [true, false]);
+        health.failed(&Error::Closed, at(101), at(103), &mut random);
+        assert!(!health.is_hung() && !health.is_due(at(104), &mut random));
         health.answered();
-        assert_eq!(health.standing(at(105), &mut random), Standing::Good);
+        assert!(health.is_well() && health.is_due(at(105), &mut random));
+    }
+
+    #[test]
+    fn a_turn_that_was_not_used_is_given_back() {
+        let (health, _, mut random) = health();
+        health.failed(&Error::NoAnswer, at(0), at(0), &mut random);
+        assert!(health.is_due(at(101), &mut random));
+        health.give_back(at(102));
+        assert!(health.is_due(at(102), &mut random));
+        assert!(!health.is_due(at(103), &mut random));
+    }
+
+    #[test]
+    fn one_silence_is_one_failure() {
+        let (health, _, mut random) = health();
+        for _ in 0..20 {
+            health.failed(&Error::NoAnswer, at(0), at(500), &mut random);
+        }
+        assert!(health.is_due(at(601), &mut random));
+        health.failed(&Error::NoAnswer, at(500), at(1000), &mut random);
+        assert!(!health.is_due(at(1099), &mut random));
+        assert_eq!(health.summary().timeouts, 21);
     }
 
     #[test]

@@ -18,13 +18,14 @@ use std::sync::{Arc, Mutex};
 
 use redis::Value;
 
+use crate::clock::Instant;
 use crate::error::Error;
 use crate::quorum::MAX_PATIENCE;
 use crate::runtime::{Handle, locked};
 use cluster::Routes;
 use endpoint::Endpoint;
 use guard::Cause;
-use health::{Health, Standing};
+use health::Health;
 use link::Link;
 use node::Node;
 
@@ -61,10 +62,22 @@ impl Master {
         Arc::new(Self { seed, routes, health, handle })
     }
 
-    /// How far a round that starts now should go for this master.
+    /// Whether it answered when last asked, as far as is known. One that did not is suspect.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.handle.with_random(|random| self.health.standing(self.handle.now(), random))
+    pub fn is_well(&self) -> bool {
+        self.health.is_well()
+    }
+
+    /// Whether to wait for it where others make a quorum without it: if it is well, or its turn to be tried has come,
+    /// which the caller then has.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.handle.with_random(|random| self.health.is_due(self.handle.now(), random))
+    }
+
+    /// Nothing was sent to it after all: its turn to be tried is there for the next one.
+    pub fn give_back(&self) {
+        self.health.give_back(self.handle.now());
     }
 
     /// It granted or refused a lock: what was wrong with it is over.
@@ -134,10 +147,11 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
+        let start = self.handle.now();
         let first = self.call_once(resource, &exchange, &wanted).await;
         let repeated = matches!(first, Err(Error::Closed)) && wanted();
         let result = if repeated { self.call_once(resource, &exchange, &wanted).await } else { first };
-        self.note(&result);
+        self.note(&result, start);
         result.map(|value| Answer { value, repeated })
     }
 
@@ -201,15 +215,15 @@ impl Master {
         result
     }
 
-    /// Let the health record, and so the log, know.
-    fn note(&self, result: &Result<Value, Error>) {
+    /// Let the health record, and so the log, know how it went with what began at `start`.
+    fn note(&self, result: &Result<Value, Error>, start: Instant) {
         match result {
             Ok(Value::ServerError(error)) if !is_expected(error.code()) => {
                 self.health.answered_with(&error.clone().into());
             }
             Ok(_) => self.health.answered(),
-            Err(Error::NotSent) => {}
-            Err(error) => self.handle.with_random(|random| self.health.failed(error, self.handle.now(), random)),
+            Err(Error::NotSent) => self.give_back(),
+            Err(error) => self.handle.with_random(|random| self.health.failed(error, start, self.handle.now(), random)),
         }
     }
 }

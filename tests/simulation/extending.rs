@@ -1,6 +1,7 @@
 //! The holders: they extend by hand or have a keeper do so, and what that comes to is checked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::RngExt;
 use redlock::clock::Instant;
@@ -10,12 +11,12 @@ use redlock::quorum;
 use redlock::script::{Claim, Extension as Said};
 use tokio::sync::oneshot;
 
-use super::keeper_goes_on;
 use super::oracle::{Rule, is_foreign};
 use super::plan::{Sharing, log_uniform};
 use super::time::{MS, Nanos};
 use super::worker::Doing;
 use super::world::{Event, World};
+use super::{forgets_deadline, keeper_goes_on};
 
 /// What a caller does with a lock that it has.
 pub struct Hold {
@@ -23,6 +24,8 @@ pub struct Hold {
     claim: Arc<Claim>,
     /// When its validity is over, as the engine tells it.
     expires_at: Instant,
+    /// What extensions set.
+    ttl_ms: u64,
     /// A keeper extends it.
     keeps: bool,
     /// It is to be released as soon as its extension has ended.
@@ -33,12 +36,17 @@ pub struct Hold {
 pub struct Extension {
     worker: usize,
     op: usize,
+    ttl_ms: u64,
     session: usize,
     claim: Arc<Claim>,
     valid_until: Option<Instant>,
     began_local: Nanos,
+    began_shown: Nanos,
     paused_before: Nanos,
     held_at_start: usize,
+    began: Nanos,
+    /// The masters that did not have it when it began, though nothing had been wrong with them for long.
+    lost_at: Vec<usize>,
     result: oneshot::Receiver<Result<Extended, Vec<Answer>>>,
 }
 
@@ -46,7 +54,7 @@ impl World {
     /// A lock was granted: work, and extend meanwhile.
     pub fn hold(&mut self, worker: usize, op: usize, held: &Held) {
         let keeps = self.random.random_bool(self.plan.keeps);
-        let (claim, expires_at) = (Arc::clone(&held.claim), held.expires_at);
+        let (claim, expires_at, ttl_ms) = (Arc::clone(&held.claim), held.expires_at, self.oracle.ttl_ms(op));
         let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
         let mut at = self.end_of_work(worker, until);
         if keeps {
@@ -59,7 +67,7 @@ impl World {
             let stays = self.random.random_bool(0.5);
             at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
-        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, keeps, leaving: false });
+        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, ttl_ms, keeps, leaving: false });
         self.schedule(at, Event::Step { worker });
     }
 
@@ -74,7 +82,7 @@ impl World {
         let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
         let is_busy = |extension: &Extension| extension.op == hold.op && (extension.valid_until.is_some() || own);
         if keeper_goes_on(self.bug) && hold.keeps && !own {
-            self.begin_extension(worker, &hold);
+            self.begin_extension(worker, &mut hold);
         } else if self.extensions.iter().any(is_busy) {
             hold.leaving = true;
             self.workers[worker].doing = Doing::Holding(hold);
@@ -89,8 +97,8 @@ impl World {
             let until = self.clients[client].paused_until;
             return self.schedule(until, Event::Extend { worker, op });
         }
-        let doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
-        if let Doing::Holding(hold) = &doing
+        let mut doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
+        if let Doing::Holding(hold) = &mut doing
             && hold.op == op
             && !self.extensions.iter().any(|extension| extension.op == op)
         {
@@ -99,10 +107,10 @@ impl World {
         self.workers[worker].doing = doing;
     }
 
-    fn begin_extension(&mut self, worker: usize, hold: &Hold) {
+    fn begin_extension(&mut self, worker: usize, hold: &mut Hold) {
         let session = self.take_session(worker, Some(&hold.claim.key));
         let client = self.workers[worker].client;
-        let ttl_ms = self.oracle.ttl_ms(hold.op);
+        let ttl_ms = self.draw_ttl(client, hold);
         let knows = hold.keeps || self.random.random_bool(0.5);
         let request = Request {
             claim: Arc::clone(&hold.claim),
@@ -114,19 +122,43 @@ impl World {
         self.say(|| format!("worker {worker} extends, op {}", hold.op));
         self.stir(hold.op);
         let valid_until = request.valid_until;
+        let lost_at = self.masters_that_lost(client, &hold.claim);
         let result = self.seats[session].session.start(move |masters| async move { extend(&masters, &request).await });
         self.seats[session].dirty = true;
         self.extensions.push(Extension {
             worker,
             op: hold.op,
+            ttl_ms,
             session,
             claim: Arc::clone(&hold.claim),
             valid_until,
             began_local: self.clients[client].clock.steady(),
+            began_shown: self.clients[client].clock.shown(),
             paused_before: self.clients[client].paused_in_all,
             held_at_start: self.masters_with(&hold.claim.resources, &hold.claim.key),
+            began: self.now(),
+            lost_at,
             result,
         });
+    }
+
+    /// How long an extension is to keep it: mostly as long as the one before. A holder that asks for less must assume the
+    /// worst from then on, whatever comes of it.
+    ///
+    /// Nor does it ask for more later: a server may carry out what was sent over two connections in any order.
+    fn draw_ttl(&mut self, client: usize, hold: &mut Hold) -> u64 {
+        if self.plan.shortens > 0.0 && self.random.random_bool(self.plan.shortens) {
+            hold.ttl_ms = log_uniform(&mut self.random, hold.ttl_ms.div_ceil(8).max(4), hold.ttl_ms.max(5));
+            if !forgets_deadline(self.bug) {
+                let clock = &self.clients[client].clock;
+                let relied_on = Duration::from_millis(hold.ttl_ms - (hold.ttl_ms / 100 + 2));
+                let shown = Instant::from_zero(Duration::from_nanos(clock.shown()));
+                hold.expires_at = hold.expires_at.min(shown.after(relied_on));
+                let until = clock.steady() + Nanos::try_from(relied_on.as_nanos()).unwrap();
+                self.shorten_belief(&hold.claim.key, until);
+            }
+        }
+        hold.ttl_ms
     }
 
     /// Take the results of extensions that ended in a turn of `session`.
@@ -145,9 +177,12 @@ impl World {
 
     fn end_extension(&mut self, extension: &Extension, result: Result<Extended, Vec<Answer>>) {
         self.give_session(extension.worker, extension.session);
-        let bound = (self.oracle.ttl_ms(extension.op) * MS / 2).min(500 * MS) + self.release_bound();
+        let bound = (extension.ttl_ms * MS / 2).min(500 * MS) + self.release_bound();
         self.check_duration(extension.worker, extension.began_local, extension.paused_before, bound, "an extension");
         self.check_answers(extension, result.as_ref().map_or_else(|answers| answers, |extended| &extended.answers));
+        if let Err(answers) = &result {
+            self.check_heard(extension, answers);
+        }
         let doing = std::mem::replace(&mut self.workers[extension.worker].doing, Doing::Resting);
         match doing {
             Doing::Holding(hold) if hold.op == extension.op => self.go_on(extension, hold, result.ok()),
@@ -160,9 +195,9 @@ impl World {
         let clock = &self.clients[self.workers[extension.worker].client].clock;
         let now = Instant::from_zero(std::time::Duration::from_nanos(clock.shown()));
         let in_time = extension.valid_until.is_none_or(|until| now < until);
-        let mut pause = self.plan.ttl_ms * MS / 20;
+        let mut pause = hold.ttl_ms * MS / 20;
         if let Some(extended) = extended.filter(|_| in_time) {
-            (hold.expires_at, pause) = (extended.expires_at, self.plan.ttl_ms * MS / 3);
+            (hold.expires_at, pause) = (extended.expires_at, hold.ttl_ms * MS / 3);
             self.note_extended(extension, &extended);
         }
         let (keeps_on, op) = (hold.keeps && in_time && !hold.leaving, hold.op);
@@ -201,6 +236,34 @@ impl World {
                 let what = format!("master {master} is said to answer an extension with {answer:?}: {facts:?}");
                 self.violation(Rule::WrongReply, &what);
             }
+        }
+    }
+
+    /// The masters that have another key in its place, or none, and are sure to say so: they are well, and known to be.
+    fn masters_that_lost(&self, client: usize, claim: &Claim) -> Vec<usize> {
+        let has = |master: usize, resource: &Vec<u8>| self.nodes[master].master.holder(resource) == Some(&*claim.key);
+        let lost = |&master: &usize| !claim.resources.iter().all(|resource| has(master, resource));
+        let is_known = |master: usize| self.clients[client].healths[master].1.is_well();
+        let reached = |&master: &usize| is_known(master) && self.was_within_reach(client, master, self.now());
+        (0..self.nodes.len()).filter(lost).filter(reached).collect()
+    }
+
+    /// What so many masters could say is not left out of the answers of an extension that had the time to wait for it.
+    fn check_heard(&mut self, extension: &Extension, answers: &[Answer]) {
+        let Extension { op, ttl_ms, worker, began, .. } = *extension;
+        let client = self.workers[worker].client;
+        let needed = answers.len() - quorum::majority(answers.len()) + 1;
+        let said = answers.iter().filter(|answer| matches!(answer, Ok(Said::Taken | Said::Absent))).count();
+        let enough = 16 * self.plan.longest_delay();
+        let had_time = ttl_ms * MS / 2 > enough && self.plan.is_patient() && !self.plan.is_crowded();
+        let until = extension.valid_until.map_or(Duration::MAX, Instant::since_zero);
+        let in_time = until.saturating_sub(Duration::from_nanos(enough)) > Duration::from_nanos(extension.began_shown);
+        let untroubled = |&&master: &&usize| self.trouble[client][master] < began;
+        let could = extension.lost_at.iter().filter(untroubled).count();
+        let paused = self.clients[client].paused_in_all > extension.paused_before || self.is_paused(client);
+        if had_time && in_time && !paused && self.plan.broken.is_none() && could >= needed && said < needed {
+            let what = format!("op {op}: {could} masters had lost it, and it ends with {answers:?}");
+            self.violation(Rule::Unheard, &what);
         }
     }
 

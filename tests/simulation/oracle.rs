@@ -54,11 +54,15 @@ pub enum Rule {
     Overslept,
     /// Whoever waits asks again only when something has changed, or a pause is over.
     Storm,
+    /// No lock is refused for want of masters while a quorum of them is well, and was asked for nothing.
+    RefusedUnasked,
+    /// An extension that fails tells that the lock is lost, if so many masters have lost it and can say so.
+    Unheard,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -75,6 +79,8 @@ impl Rule {
         Self::OutOfTurn,
         Self::Overslept,
         Self::Storm,
+        Self::RefusedUnasked,
+        Self::Unheard,
     ];
 }
 
@@ -546,6 +552,7 @@ impl World {
         self.check_wait(op);
         self.oracle.ops[op].is_waiting = false;
         self.check_deadline(op);
+        self.check_asked(op, votes);
         if let Some(key) = self.oracle.ops[op].keys.last().cloned() {
             // With small send buffers the key of the last try may not have been written to the end; where a timeout cut
             // that try short, the votes are of the one before.
@@ -556,6 +563,31 @@ impl World {
         }
         self.check_at_once(op, false);
         self.end_operation(op);
+    }
+
+    /// Whoever is refused, and by no rival, has asked a quorum of masters if as many were well and near enough.
+    fn check_asked(&mut self, op: usize, votes: &[Vote]) {
+        let (entry, quorum) = (&self.oracle.ops[op], quorum::majority(self.nodes.len()));
+        let client = &self.clients[entry.client];
+        let paused = client.paused_in_all > entry.paused_before || client.paused_at >= entry.began;
+        let enough = 16 * self.plan.longest_delay();
+        let had_time = entry.ttl_ms * MS / 2 > enough && self.plan.timeout.is_none_or(|timeout| timeout > enough);
+        if entry.is_cancelled
+            || paused
+            || !had_time
+            || self.plan.broken.is_some()
+            || votes.contains(&Ok(Grant::Refused))
+        {
+            return;
+        }
+        let conns =
+            entry.keys.iter().filter_map(|key| self.oracle.attempts.get(key)).flat_map(|attempt| &attempt.conns);
+        let asked: BTreeSet<usize> = conns.map(|&conn| self.conns[conn].master).collect();
+        let well = (0..votes.len()).filter(|&master| self.was_within_reach(entry.client, master, entry.began)).count();
+        if well >= quorum && asked.len() < quorum {
+            let what = format!("op {op} asked {asked:?}, and {well} masters were well: {votes:?}");
+            self.violation(Rule::RefusedUnasked, &what);
+        }
     }
 
     /// A lock was given back.
@@ -645,6 +677,12 @@ impl World {
         client.clock.steady() < belief.until || blind
     }
 
+    /// Somebody believes in a lock for no longer than this, by its own clock.
+    pub fn shorten_belief(&mut self, key: &[u8], until: Nanos) {
+        let same = self.oracle.beliefs.iter_mut().filter(|belief| belief.key == key);
+        same.for_each(|belief| belief.until = belief.until.min(until));
+    }
+
     pub fn end_belief(&mut self, key: &[u8]) {
         self.oracle.beliefs.retain(|belief| belief.key != key);
     }
@@ -680,7 +718,7 @@ impl World {
     }
 
     /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.
-    fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
+    pub fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
         let faulty = |conn: &Conn| conn.client == client && conn.master == master && conn.is_held && conn.is_faulty;
         let trouble = self.trouble[client][master];
         let undisturbed = trouble == 0 || trouble + SECOND < since;

@@ -99,6 +99,8 @@ pub struct Plan {
     /// How many holders extend by hand, and how many have a keeper do so.
     pub extends: f64,
     pub keeps: f64,
+    /// How many extensions set a shorter time than before.
+    pub shortens: f64,
     pub cancels: f64,
     pub ttl_ms: u64,
     pub tries: u64,
@@ -139,6 +141,7 @@ impl Plan {
             several: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
             extends: *[0.0, 0.6].choose(&mut random).unwrap(),
             keeps: *[0.0, 0.0, 0.5].choose(&mut random).unwrap(),
+            shortens: 0.0,
             cancels: *[0.05, 0.05, 0.3].choose(&mut random).unwrap(),
             ttl_ms,
             tries: log_uniform(&mut random, 1, 20),
@@ -157,6 +160,10 @@ impl Plan {
         } else if random.random_bool(0.8) {
             plan.late_per_mille = *[0, 0, 1, 10].choose(&mut random).unwrap();
             plan.draw_faults(&mut random);
+        }
+        plan.shortens = *[0.0, 0.0, 0.5].choose(&mut random).unwrap();
+        if !plan.faults.is_empty() && broken.is_none() && random.random_bool(0.15) {
+            plan.silence(&mut random);
         }
         plan
     }
@@ -214,6 +221,14 @@ impl Plan {
             let (at, client) = (random.random_range(0..self.end), random.random_range(0..self.clients.len()));
             self.faults.push((at, Fault::SetWallClock { client, by: wall_clock_step(random) }));
         }
+    }
+
+    /// All masters stop at once, for longer than anybody waits for them, and there is a life after it.
+    fn silence(&mut self, random: &mut StdRng) {
+        let (at, lasting) = (random.random_range(0..self.end / 2), log_uniform(random, 500, 4000) * MS);
+        self.faults.extend((0..self.masters.len()).map(|master| (at, Fault::Freeze { master, lasting })));
+        self.end = self.end.max(at + lasting + 4 * SECOND);
+        self.operations *= 3;
     }
 
     fn fault(&self, random: &mut StdRng) -> Fault {

@@ -283,7 +283,7 @@ impl World {
     pub fn run(mut self) -> Outcome {
         let last = self.plan.end + 400 * SECOND;
         while let Some(((at, _), event)) = self.queue.pop_first() {
-            if at > last || self.events > 2_000_000 {
+            if at > last || self.events > 5_000_000 {
                 self.violation(Rule::Overdue, "the world does not come to rest");
                 break;
             }
