@@ -55,6 +55,8 @@ pub enum Bug {
     AskAgain,
     /// Those of one session who wait do not stand in line.
     NoLine,
+    /// A connection that is not there by the end of a round is given up, and made again from the beginning.
+    ConnectAnew,
 }
 
 #[cfg(feature = "planted-bugs")]

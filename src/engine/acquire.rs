@@ -120,7 +120,7 @@ async fn round(
 ) -> Result<Held, Vec<Vote>> {
     request.rounds.fetch_add(1, Ordering::Relaxed);
     let start = masters.handle().now();
-    let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
+    let deadline = start.after(masters.patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request, *highest_seen);
     let decided = canvass.run(waiting.asks_one_first().then(|| masters.designated(&request.resources)));

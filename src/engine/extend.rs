@@ -57,7 +57,7 @@ pub struct Extended {
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
-    let patience = start.after(quorum::patience(request.ttl_ms));
+    let patience = start.after(masters.patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     let mut poll = Poll::new(masters, request);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::{Health, Standing};
-use crate::quorum::Verdict;
+use crate::quorum::{self, Verdict};
 use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
@@ -56,15 +56,21 @@ impl Masters {
         token::key(|bytes| self.handle.effects().fill_random(bytes))
     }
 
+    /// The longest a round waits for masters that do not answer.
+    fn patience(&self, ttl_ms: u64) -> Duration {
+        let allowed = self.iter().map(|master| master.answer_patience()).max();
+        quorum::patience(ttl_ms, allowed.unwrap_or_default())
+    }
+
     /// How far to go for each master in a round that needs `quorum` of them. One that is down costs no time to ask, so
-    /// it is asked whenever the quorum cannot do without; one that is hung only when its turn has come.
+    /// it is asked whenever the quorum cannot do without; so is one to which a connection is being made. One that is hung
+    /// only when its turn has come.
     fn standings(&self, quorum: usize) -> Vec<Standing> {
         let mut standings: Vec<Standing> = self.iter().map(|master| master.standing()).collect();
         if standings.iter().filter(|&&standing| standing == Standing::Good).count() < quorum {
-            standings
-                .iter_mut()
-                .filter(|standing| **standing == Standing::Down)
-                .for_each(|standing| *standing = Standing::Good);
+            let is_near = |master: &Master, standing| standing == Standing::Down || master.is_connecting();
+            let near = standings.iter_mut().zip(self.iter()).filter(|(standing, master)| is_near(master, **standing));
+            near.for_each(|(standing, _)| *standing = Standing::Good);
         }
         standings
     }

@@ -36,12 +36,23 @@ pub enum Treatment {
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let standings = masters.standings(quorum::majority(masters.len()));
-    let treatment = |index: usize, master: &Master| match standings[index] {
+    let treatments: Vec<Treatment> = masters.iter().zip(standings).map(treatment).collect();
+    let answers = release_where(masters, claim, |index, _| treatments[index]).await;
+    for ((master, treatment), answer) in masters.iter().zip(treatments).zip(&answers) {
+        // The connection was waited for in vain. It carries the release all the same, when it is there.
+        if treatment == Treatment::Await && *answer == Err(Error::NoAnswer) && master.is_connecting() {
+            masters.handle().spawn(tell(Arc::clone(master), Arc::clone(claim)));
+        }
+    }
+    answers
+}
+
+fn treatment((master, standing): (&Arc<Master>, Standing)) -> Treatment {
+    match standing {
         Standing::Good if !master.is_hung() => Treatment::Await,
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
         _ => Treatment::Tell,
-    };
-    release_where(masters, claim, treatment).await
+    }
 }
 
 /// Release `claim`, treating each master as `treatment` says.
@@ -96,7 +107,7 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
         let release = link.release_by().release_in_full(claim, resource);
         async move { link.call(&release, None).await }
     };
-    master.call(resource, exchange, || true).await.map(|answer| answer.value)
+    master.call_in_background(resource, exchange).await.map(|answer| answer.value)
 }
 
 /// Send `command` in the cheapest way the master has and allows, from `way` on.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 22] = [
+    const BUGS: [Bug; 23] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -85,6 +85,7 @@ mod planted_bugs {
         Bug::TrustPushes,
         Bug::AskAgain,
         Bug::NoLine,
+        Bug::ConnectAnew,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {
