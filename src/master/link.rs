@@ -35,6 +35,7 @@ struct Shared {
     tracking: AtomicU8,
     fencing_form: Mutex<Form>,
     unanswered: Mutex<Vec<Arc<Claim>>>,
+    asks: AtomicBool,
     life: Arc<Life>,
 }
 
@@ -67,6 +68,7 @@ impl Link {
             tracking: AtomicU8::new(UNTRACKED),
             fencing_form: Mutex::default(),
             unanswered: Mutex::default(),
+            asks: AtomicBool::new(true),
             life,
         }))
     }
@@ -86,6 +88,17 @@ impl Link {
     /// Compare and delete in this way from now on.
     pub fn set_release_by(&self, way: CompareAndDelete) {
         self.0.release_by.store(way as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the server may be asked what no lock needs.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.0.asks.load(Ordering::Relaxed)
+    }
+
+    /// Ask it nothing from now on that no lock needs: it hangs up.
+    pub fn ask_nothing(&self) {
+        self.0.asks.store(false, Ordering::Relaxed);
     }
 
     /// Wait for the next change of `key` after it is read, from now on. `None` if the server cannot push.

@@ -98,7 +98,7 @@ impl Master {
 
     /// Compare its clock with ours, now and then; the question goes along with what is sent anyway.
     pub fn watch_clock(&self, link: &Link) {
-        if self.health.clock_is_due(self.handle.now()) {
+        if link.asks() && self.health.clock_is_due(self.handle.now()) {
             let (link, health, handle) = (link.clone(), Arc::clone(&self.health), self.handle.clone());
             self.handle.spawn(async move { introduction::ask_time(&link, &health, &handle).await });
         }
