@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, Value, cmd};
 
 use crate::error::Error;
-use crate::master::bounded::Bounded;
+use crate::master::bounded::{Bounded, Outstanding};
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
 use crate::master::introduction::introduce;
@@ -18,6 +18,10 @@ use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
 use crate::script::{Claim, CompareAndDelete, is_unknown_command};
+
+/// Commands that may be queued on one connection: so many that there is room for the releases of all claims when it is
+/// given up.
+const MOST_QUEUED: usize = 1 << 20;
 
 /// Find the master, connect and log in. No deadline of its own: the caller has one for all of it.
 pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
@@ -124,7 +128,8 @@ async fn log_in_over(
     protocol: ProtocolVersion,
 ) -> Result<Link, RedisError> {
     // Deadlines are ours: with none here, redis-rs needs no runtime.
-    let mut config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let mut config = config.set_pipeline_buffer_size(MOST_QUEUED);
     let watches = (protocol != ProtocolVersion::RESP2).then(Arc::<Watches>::default);
     if let Some(watches) = watches.clone() {
         config = config.set_push_sender(move |push| {
@@ -133,8 +138,10 @@ async fn log_in_over(
         });
     }
     let login = endpoint.login(protocol);
-    let (connection, driver) = MultiplexedConnection::new_with_config(&login, Bounded::new(stream), config).await?;
-    Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches))
+    let outstanding = Outstanding::default();
+    let stream = Bounded::new(stream, outstanding.clone());
+    let (connection, driver) = MultiplexedConnection::new_with_config(&login, stream, config).await?;
+    Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches, outstanding))
 }
 
 async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Stream> {

@@ -1,6 +1,6 @@
 //! One Redis master: how it is reached, whether it is well, and what it answers.
 
-mod bounded;
+pub mod bounded;
 mod cluster;
 mod connect;
 pub mod endpoint;
