@@ -1,4 +1,4 @@
-"""Masters to which a connection takes longer than a round: far away, slow to look up, with addresses that do not answer."""
+"""Connections that take longer than a round: masters far away, slow to look up, with addresses that do not answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from support import names
 from support.locks import TTL, amanager, awarm, is_held, manager, nothing_left
 from support.programs import run
 from support.proxy import syn_black_hole
+from support.scripted import Act
 
 pytestmark = pytest.mark.once
 
@@ -87,14 +88,11 @@ def test_far_masters_are_connected_to_in_a_loop(masters, far):
     nothing_left(servers)
 
 
-def test_a_client_name_costs_no_round_trip_of_its_own(masters, far):
-    servers = masters(1)
-    (proxy,) = far(servers, 0.0)
-    dlm = Redlock([f"{proxy.url}?client_name=locker"], 1)
-    dlm.unlock(dlm.lock("r", TTL))
-    (link,) = proxy.links
-    named = link.sent.index(b"SETNAME")
-    assert b"HELLO" in link.sent[named:], "the questions about the server go along"
+def test_a_client_name_costs_no_round_trip_of_its_own(scripted):
+    """The questions about the server go along with it."""
+    server = scripted(lambda command: Act.SILENCE if command.name == "CLIENT" else None)
+    assert Redlock([f"{server.url}?client_name=locker"], 1).lock("r", TTL) is False
+    assert [command.name for command in server.commands[:3]] == ["HELLO", "CLIENT", "HELLO"]
 
 
 def test_a_timeout_of_the_callers_own_lengthens_the_wait(masters, far):

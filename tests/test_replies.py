@@ -178,11 +178,7 @@ def test_a_server_that_refuses_hello_is_spoken_to_without(scripted, name, query)
 def test_a_right_to_eval_that_cannot_be_asked_for_is_assumed(scripted, reply, hello):
     server = scripted(
         lambda command: (
-            reply
-            if command.name == "EVAL" and command.words[2] == b"0"
-            else hello
-            if command.name == "HELLO"
-            else None
+            reply if command.name == "EVAL" and command.words[2] == b"0" else hello if command.name == "HELLO" else None
         )
     )
     assert serves(server)

@@ -238,7 +238,7 @@ def _read(connection: Connection) -> Endpoint:
 
 
 def _chosen(name: str, connection: Connection) -> float | None:
-    """A timeout that the caller chose. redis-py 8 has five seconds for everybody else, and does not tell one from the other."""
+    """A timeout that the caller chose: redis-py 8 has five seconds where none was, and does not tell the two apart."""
     value: float | None = getattr(connection, name)
     return None if value == _REDIS_PYS_DEFAULTS[name].default else value
 
