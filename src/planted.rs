@@ -64,6 +64,8 @@ pub enum Bug {
     /// Masters that kept silent are asked by one caller now and then, even where there is no quorum without them; a silence
     /// counts as often as somebody waited for its end, and a turn may be used up in vain.
     ShunHung,
+    /// A connection that is not there by the end of a round is given up, and made again from the beginning.
+    ConnectAnew,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -30,13 +30,14 @@ pub const fn expires_at(start: Instant, ttl_ms: u64, drift_ms: u64) -> Instant {
     start.after(Duration::from_millis(ttl_ms.saturating_sub(drift_ms)))
 }
 
-/// The longest a round waits for masters that do not answer: half the TTL, at most 500 ms.
+/// The longest a round waits for masters that do not answer: half the TTL, at most 500 ms, or as long as the caller
+/// allows the most patient of them.
 #[must_use]
-pub fn patience(ttl_ms: u64) -> Duration {
-    Duration::from_millis(ttl_ms / 2).min(MAX_PATIENCE)
+pub fn patience(ttl_ms: u64, allowed: Duration) -> Duration {
+    Duration::from_millis(ttl_ms / 2).min(allowed.max(MAX_PATIENCE))
 }
 
-/// The longest anything waits for one answer of one master.
+/// The longest anything waits for one answer of one master, unless the caller says otherwise.
 pub const MAX_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the votes so far come to.
@@ -126,9 +127,11 @@ mod tests {
 
     #[test]
     fn patience_is_half_the_ttl_capped() {
-        assert_eq!(patience(100), ms(50));
-        assert_eq!(patience(1000), ms(500));
-        assert_eq!(patience(u64::MAX), ms(500));
+        assert_eq!(patience(100, ms(0)), ms(50));
+        assert_eq!(patience(1000, ms(0)), ms(500));
+        assert_eq!(patience(u64::MAX, ms(100)), ms(500));
+        assert_eq!(patience(u64::MAX, ms(2000)), ms(2000));
+        assert_eq!(patience(100, ms(2000)), ms(50));
     }
 
     #[test]

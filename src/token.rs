@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn keys_are_22_letters_and_digits() {
-        let key = key(|bytes| System.fill_random(bytes));
+        let key = key(|bytes| System::default().fill_random(bytes));
         assert_eq!(key.len(), 22);
         assert!(key.iter().all(u8::is_ascii_alphanumeric), "{key:?}");
     }

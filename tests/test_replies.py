@@ -158,6 +158,75 @@ def test_an_error_while_logging_in_sets_nothing(scripted, name):
     assert server.keys == {}
 
 
+# How servers and proxies that know less say so.
+REFUSALS = {
+    "name": b"-ERR 'HELLO'\r\n",
+    "unknown": b"-ERR unknown command 'HELLO', with args beginning with: '3'\r\n",
+    "unsupported": b"-ERR unsupported command\r\n",
+    "not allowed": b"-ERR command not allowed\r\n",
+    "not support": b"-ERR hello: not support\r\n",
+    "no protocol": b"-NOPROTO unsupported protocol version\r\n",
+    "close": Act.CLOSE,
+}
+
+
+def serves(server, query=""):
+    """A manager of this server locks and unlocks, with one try each."""
+    dlm = Redlock([server.url + query], 1)
+    for _ in range(2):
+        lock = prompt(lambda: dlm.lock("r", TTL))
+        if not lock or server.keys.get(b"r") != lock.key:
+            return False
+        prompt(lambda lock=lock: dlm.unlock(lock))
+        wait_until(lambda: not server.keys, 2)
+    return True
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("query", ["", "?protocol=2", "?client_name=locker"])
+def test_a_server_that_refuses_hello_is_spoken_to_without(scripted, name, query):
+    assert serves(scripted(always("HELLO", REFUSALS[name])), query)
+
+
+@pytest.mark.parametrize("reply", [b"-ERR wrong number of keys\r\n", Act.CLOSE])
+@pytest.mark.parametrize("hello", [None, Act.CLOSE, REFUSALS["unsupported"]])
+def test_a_right_to_eval_that_cannot_be_asked_for_is_assumed(scripted, reply, hello):
+    server = scripted(
+        lambda command: (
+            reply if command.name == "EVAL" and command.words[2] == b"0" else hello if command.name == "HELLO" else None
+        )
+    )
+    assert serves(server)
+
+
+def test_a_proxy_that_hangs_up_at_all_that_it_does_not_pass_on(scripted):
+    def script(command):
+        passes = command.name in {"SET", "GET", "PING", "EVALSHA"} or command.words[2:3] == [b"1"]
+        return None if passes else Act.CLOSE
+
+    server = scripted(script)
+    assert serves(server)
+    connections = server.connections
+    assert serves(server)
+    assert server.connections <= connections + 3
+
+
+@pytest.mark.parametrize("code", [b"NOAUTH", b"WRONGPASS", b"NOPERM"])
+def test_a_refused_login_is_no_want_of_resp3(scripted, caplog, code):
+    server = scripted(always("HELLO", b"-" + code + b" no\r\n"))
+    assert prompt(lambda: manager([server], retry_count=1).lock("r", TTL)) is False
+    assert server.keys == {}
+    assert {command.name for command in server.commands} == {"HELLO"}
+    assert f"refused the login: {code.decode()} no" in caplog.text
+
+
+def test_guards_do_without_no_question(scripted):
+    server = scripted(lambda command: Act.CLOSE if command.name in {"HELLO", "INFO"} else None)
+    dlm = Redlock([server.url], 1, restart_guard=True)
+    assert prompt(lambda: dlm.lock("r", TTL)) is False
+    assert server.keys == {}
+
+
 @pytest.mark.parametrize("reply", [*ERRORS.values(), *NOT_OK.values(), b"*3\r\n:1\r\n:2\r\n", Act.CLOSE, Act.SILENCE])
 def test_unlock_raises_for_no_reply(scripted, reply):
     server = scripted(lambda command: reply if command.name in {"EVAL", "EVALSHA"} else None)

@@ -9,6 +9,7 @@ This module imports redis-py. It is imported when the first manager is made, so 
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import re
@@ -51,6 +52,8 @@ REDIS_PYS_OWN = frozenset({
 })  # fmt: skip
 # What the engine does one way only.
 _ONLY_AS = {"encoding": ("utf-8", "utf8", "UTF-8"), "encoding_errors": ("strict",)}
+
+_REDIS_PYS_DEFAULTS = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
 
 _CONNECTIONS = (
     redis.connection.Connection,
@@ -234,10 +237,16 @@ def _read(connection: Connection) -> Endpoint:
         password=password or ("" if username else None),  # redis-py logs in with an empty password then
         client_name=_text(connection.client_name),
         protocol=connection.protocol,
-        socket_timeout=connection.socket_timeout,
-        socket_connect_timeout=connection.socket_connect_timeout,
+        socket_timeout=_chosen("socket_timeout", connection),
+        socket_connect_timeout=_chosen("socket_connect_timeout", connection),
         tls=_tls(connection) if isinstance(connection, redis.connection.SSLConnection) else None,
     )
+
+
+def _chosen(name: str, connection: Connection) -> float | None:
+    """A timeout that the caller chose: redis-py 8 has five seconds where none was, and does not tell the two apart."""
+    value: float | None = getattr(connection, name)
+    return None if value == _REDIS_PYS_DEFAULTS[name].default else value
 
 
 def _text(value: object) -> str | None:

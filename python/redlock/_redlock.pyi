@@ -22,7 +22,9 @@ class Endpoint:
     A ``path`` (Unix domain socket) excludes ``host``/``port``. So does a ``service`` with its ``sentinels``, host and
     port each: they are asked where its master is whenever a connection is made; ``tls`` is for them, too.
 
-    ``socket_timeout`` and ``socket_connect_timeout`` are seconds; they can only shorten the round's own deadline.
+    ``socket_timeout`` is how many seconds to wait for an answer, 0.5 by default; a longer one lengthens the rounds as
+    well. ``socket_connect_timeout`` is how many a connection may take, 5 by default; calls that end before that go on
+    with it later.
     ``tls`` holds the settings below, as redis-py means its ``ssl_*`` arguments; ``None`` is a plain connection.
 
     ``tls`` keys: ``cert_reqs`` ("required", "optional" or "none"), ``check_hostname`` (bool), ``ca_certs`` (file),

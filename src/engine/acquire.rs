@@ -119,7 +119,7 @@ async fn round(
 ) -> Result<Held, Vec<Vote>> {
     request.rounds.fetch_add(1, Ordering::Relaxed);
     let start = masters.handle().now();
-    let deadline = start.after(quorum::patience(request.ttl_ms)).min(waiting.give_up_at);
+    let deadline = start.after(masters.patience(request.ttl_ms)).min(waiting.give_up_at);
     let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request, *highest_seen);
     let designated = waiting.asks_one_first().then(|| masters.designated(&request.resources, request.quorum)).flatten();
@@ -150,6 +150,8 @@ struct Attempt {
     proposal: Option<u64>,
     decided: AtomicBool,
     sent: Vec<AtomicBool>,
+    /// Masters that have answered for one of the resources at least.
+    answered: Vec<AtomicBool>,
 }
 
 impl Attempt {
@@ -163,6 +165,7 @@ impl Attempt {
             proposal: request.fencing.then(|| fence::propose(highest_seen, masters.handle().effects().since_epoch())),
             decided: not_yet(),
             sent: masters.iter().map(|_| not_yet()).collect(),
+            answered: masters.iter().map(|_| not_yet()).collect(),
         }
     }
 
@@ -196,6 +199,7 @@ impl Attempt {
         };
         let wanted = || self.is_wanted_of(master);
         let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
+        self.answered[index].store(true, Ordering::Relaxed);
         match script::grant(answer.value)? {
             Grant::Refused if answer.repeated => self.is_ours(resource, master).await,
             grant => Ok(grant),
@@ -211,6 +215,7 @@ impl Attempt {
             fencing::run(link, &call, Some(&self.claim), wanted)
         };
         let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
+        self.answered[index].store(true, Ordering::Relaxed);
         fence::reply(answer.value)
     }
 
@@ -238,7 +243,10 @@ impl Attempt {
         release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if !self.sent[index].load(Ordering::Relaxed) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
-            Err(Error::NoAnswer | Error::NotAwaited) => Treatment::Tell,
+            // One that is at work on many resources is no silent one.
+            Err(Error::NoAnswer | Error::NotAwaited) if !self.answered[index].load(Ordering::Relaxed) => {
+                Treatment::Tell
+            }
             _ => Treatment::Await,
         })
         .await;

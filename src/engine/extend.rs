@@ -57,7 +57,7 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
-    let patience = start.after(quorum::patience(request.ttl_ms));
+    let patience = start.after(masters.patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     let mut poll = Poll::new(masters, request);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::engine::crowd::Crowds;
@@ -23,7 +23,7 @@ use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::Health;
 use crate::planted::{self, Bug};
-use crate::quorum::Verdict;
+use crate::quorum::{self, Verdict};
 use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
@@ -55,6 +55,12 @@ impl Masters {
     #[must_use]
     pub fn fresh_key(&self) -> Key {
         token::key(|bytes| self.handle.effects().fill_random(bytes))
+    }
+
+    /// The longest a round waits for masters that do not answer.
+    fn patience(&self, ttl_ms: u64) -> Duration {
+        let allowed = self.iter().map(|master| master.answer_patience()).max();
+        quorum::patience(ttl_ms, allowed.unwrap_or_default())
     }
 
     /// Whether there is no quorum without masters that are suspect.
@@ -115,13 +121,17 @@ fn least(resources: &[Vec<u8>]) -> &[u8] {
     resources.iter().min().map_or(&[], Vec::as_slice)
 }
 
-/// What `ask` says about each resource, all asked at once; the first error if there is any.
+/// How many resources of one claim are asked for at once, at most: the deadline of a round bounds what is sent for it.
+const MOST_AT_ONCE: usize = 1000;
+
+/// What `ask` says about each resource, all asked at once if they are not too many; the first error if there is any.
 async fn of_each<'a, T, F>(resources: &'a [Vec<u8>], ask: impl Fn(&'a [u8]) -> F) -> Result<Vec<T>, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
     // Each is waited for, whatever the others say: an answer that nobody waits for is not there to be undone.
-    join_all(resources.iter().map(|resource| ask(resource))).await.into_iter().collect()
+    let asked: Vec<F> = resources.iter().map(|resource| ask(resource)).collect();
+    stream::iter(asked).buffered(MOST_AT_ONCE).collect::<Vec<_>>().await.into_iter().collect()
 }
 
 /// FNV-1a: the same in every process and every release, as a hash that contenders must agree on has to be.

@@ -37,12 +37,20 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let quorum = quorum::majority(masters.len());
     let needs_suspects = masters.needs_suspects(quorum);
     let awaited = masters.awaited(quorum);
-    let treatment = |index: usize, master: &Master| {
+    let treatment = |(index, master): (usize, &Arc<Master>)| {
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
         let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
         if is_suspect { Treatment::Tell } else { Treatment::Await }
     };
-    release_where(masters, claim, treatment).await
+    let treatments: Vec<Treatment> = masters.iter().enumerate().map(treatment).collect();
+    let answers = release_where(masters, claim, |index, _| treatments[index]).await;
+    for ((master, treatment), answer) in masters.iter().zip(treatments).zip(&answers) {
+        // The connection was waited for in vain. It carries the release all the same, when it is there.
+        if treatment == Treatment::Await && *answer == Err(Error::NoAnswer) && master.is_connecting() {
+            masters.handle().spawn(tell(Arc::clone(master), Arc::clone(claim)));
+        }
+    }
+    answers
 }
 
 /// Release `claim`, treating each master as `treatment` says.
@@ -97,7 +105,7 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
         let release = link.release_by().release_in_full(claim, resource);
         async move { link.call(&release, None).await }
     };
-    master.call(resource, exchange, || true).await.map(|answer| answer.value)
+    master.call_in_background(resource, exchange).await.map(|answer| answer.value)
 }
 
 /// Send `command` in the cheapest way the master has and allows, from `way` on.

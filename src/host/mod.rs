@@ -5,6 +5,7 @@ pub mod pool;
 mod resolve;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -14,12 +15,14 @@ use rand::rngs::SysRng;
 
 use crate::clock::{self, BootClock, Clock, Instant};
 use crate::master::endpoint::{Address, Endpoint};
-use crate::master::socket;
+use crate::master::socket::{self, Unreached};
 use crate::runtime::{Effects, Handle, Stream};
 
-/// The real world: the machine's clock, its random numbers, its sockets.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct System;
+/// The real world: the machine's clock, its random numbers, its sockets. Clones share what they know of addresses.
+#[derive(Debug, Clone, Default)]
+pub struct System {
+    unreached: Arc<Unreached>,
+}
 
 impl Clock for System {
     fn now(&self) -> Instant {
@@ -43,11 +46,12 @@ impl Effects for System {
 
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {
         let (address, keepalive, handle) = (endpoint.address.clone(), endpoint.keepalive.clone(), handle.clone());
+        let unreached = Arc::clone(&self.unreached);
         async move {
             let socket = match address {
                 Address::Tcp { host, port } => {
                     let addresses = resolve::resolve(host, port, &handle).await?;
-                    socket::connect_any(&addresses, &keepalive, &handle).await?
+                    socket::connect_any(&addresses, &unreached, &keepalive, &handle).await?
                 }
                 Address::Unix(path) => socket::connect_unix(&path, &handle).await?,
                 // No place of its own: the sentinels are asked first, and what they name is connected to.

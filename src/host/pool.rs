@@ -32,6 +32,7 @@ struct InProcess {
     journal: Arc<Journal>,
     masters: Vec<(Arc<Endpoint>, Arc<Health>)>,
     crowds: Arc<Crowds>,
+    system: System,
     idle: Mutex<Vec<Session>>,
     child: OnceLock<Arc<InProcess>>,
 }
@@ -144,8 +145,8 @@ impl InProcess {
             Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(guards)))
         };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
-        let (crowds, idle, child) = (Arc::default(), Mutex::default(), OnceLock::new());
-        Self { pid: getpid(), journal, masters, crowds, idle, child }
+        let (crowds, system, idle, child) = (Arc::default(), System::default(), Mutex::default(), OnceLock::new());
+        Self { pid: getpid(), journal, masters, crowds, system, idle, child }
     }
 
     fn take(&self, key: Option<&[u8]>) -> Option<Session> {
@@ -158,7 +159,7 @@ impl InProcess {
     }
 
     fn new_session(&self) -> Session {
-        Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(System))
+        Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(self.system.clone()))
     }
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on

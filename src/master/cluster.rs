@@ -37,6 +37,11 @@ impl Routes {
         self.nodes.iter().any(|node| node.awaits(key))
     }
 
+    /// Whether a connection to some node is being made.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.nodes.iter().any(|node| node.is_connecting())
+    }
+
     /// Remember the node that `reply`, which `asked` gave, says to ask for `key`; `None` unless it is a redirection.
     pub(super) fn learn(&mut self, key: &[u8], reply: &Value, asked: &Node) -> Option<Arc<Node>> {
         let (host, port) = moved_to(reply)?;

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures_util::future::join3;
+use futures_util::future::join4;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, Value, cmd};
 
 use crate::error::Error;
-use crate::master::bounded::Bounded;
+use crate::master::bounded::{Bounded, Outstanding};
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
 use crate::master::introduction::introduce;
@@ -18,6 +18,10 @@ use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
 use crate::script::{Claim, CompareAndDelete, is_unknown_command};
+
+/// Commands that may be queued on one connection: so many that there is room for the releases of all claims when it is
+/// given up.
+const MOST_QUEUED: usize = 1 << 20;
 
 /// Find the master, connect and log in. No deadline of its own: the caller has one for all of it.
 pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
@@ -29,16 +33,83 @@ pub(super) async fn connect(endpoint: &Endpoint, handle: &Handle, health: &Healt
     }
 }
 
+/// How much a server is asked while a connection to it is made. Some that do all that a lock needs answer the rest with an
+/// error, or hang up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// All there is to know, in RESP3.
+    Resp3,
+    /// The same in RESP2.
+    Resp2,
+    /// Nothing but the login, in RESP2. All rights are assumed.
+    Bare,
+}
+
+/// Why there is no connection in one manner.
+enum Refusal {
+    /// No other manner would help.
+    Final(Error),
+    /// It does not speak RESP3, whatever its words for that.
+    Resp3,
+    /// It hung up.
+    HungUp(Error),
+}
+
 /// Connect to where the endpoint says, and log in.
+///
+/// A server that hangs up is asked once more, for it may have been in trouble, and then with nothing that may have annoyed
+/// it; but the guards cannot do without their questions.
 pub(super) async fn connect_to(endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
-    if !endpoint.resp2 {
-        match log_in(endpoint, handle, ProtocolVersion::RESP3).await {
-            Err(error) if error.kind() == ErrorKind::RESP3NotSupported => {}
-            other => return greet(other.map_err(|error| setup_error(&error))?, endpoint, handle, health).await,
+    let mut manner = if endpoint.resp2 { Manner::Resp2 } else { Manner::Resp3 };
+    let mut hung_up = None;
+    loop {
+        let stream = open(endpoint, handle).await.map_err(|error| setup_error(&error))?;
+        match connect_over(stream, manner, endpoint, handle, health).await {
+            Ok(link) => return Ok(link),
+            Err(Refusal::Final(error)) => return Err(error),
+            Err(Refusal::Resp3) => manner = Manner::Resp2,
+            Err(Refusal::HungUp(error)) => {
+                let is_again = hung_up.is_some();
+                let first = hung_up.get_or_insert(error);
+                if is_again && (manner == Manner::Bare || health.guards().restart || health.guards().clock) {
+                    return Err(first.clone());
+                }
+                if is_again {
+                    manner = Manner::Bare;
+                }
+            }
         }
     }
-    let link = log_in(endpoint, handle, ProtocolVersion::RESP2).await.map_err(|error| setup_error(&error))?;
-    greet(link, endpoint, handle, health).await
+}
+
+async fn connect_over(
+    stream: Stream,
+    manner: Manner,
+    endpoint: &Endpoint,
+    handle: &Handle,
+    health: &Health,
+) -> Result<Link, Refusal> {
+    let protocol = if manner == Manner::Resp3 { ProtocolVersion::RESP3 } else { ProtocolVersion::RESP2 };
+    let link = log_in_over(stream, endpoint, handle, protocol).await.map_err(|error| match error.code() {
+        None if error.is_io_error() => Refusal::HungUp(setup_error(&error)),
+        Some(code) if manner == Manner::Resp3 && !is_final(code, error.detail()) => Refusal::Resp3,
+        _ if error.kind() == ErrorKind::RESP3NotSupported => Refusal::Resp3,
+        _ => Refusal::Final(setup_error(&error)),
+    })?;
+    let greeted = match manner {
+        Manner::Resp3 | Manner::Resp2 => greet(&link, endpoint, handle, health).await,
+        Manner::Bare => greet_barely(&link, health, handle).await,
+    };
+    match greeted {
+        Ok(()) => Ok(link),
+        Err(Error::Closed) => Err(Refusal::HungUp(Error::connect(&"it hung up during the login"))),
+        Err(error) => Err(Refusal::Final(error)),
+    }
+}
+
+/// A byte stream to where the endpoint says, encrypted if it is to be.
+async fn open(endpoint: &Endpoint, handle: &Handle) -> Result<Stream, RedisError> {
+    Ok(encrypted(endpoint, handle.effects().connect(endpoint, handle).await?).await?)
 }
 
 /// A connection that has logged in, to a server of whatever kind.
@@ -47,9 +118,18 @@ pub(super) async fn log_in(
     handle: &Handle,
     protocol: ProtocolVersion,
 ) -> Result<Link, RedisError> {
-    let stream = encrypted(endpoint, handle.effects().connect(endpoint, handle).await?).await?;
+    log_in_over(open(endpoint, handle).await?, endpoint, handle, protocol).await
+}
+
+async fn log_in_over(
+    stream: Stream,
+    endpoint: &Endpoint,
+    handle: &Handle,
+    protocol: ProtocolVersion,
+) -> Result<Link, RedisError> {
     // Deadlines are ours: with none here, redis-rs needs no runtime.
-    let mut config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
+    let mut config = config.set_pipeline_buffer_size(MOST_QUEUED);
     let watches = (protocol != ProtocolVersion::RESP2).then(Arc::<Watches>::default);
     if let Some(watches) = watches.clone() {
         config = config.set_push_sender(move |push| {
@@ -58,8 +138,10 @@ pub(super) async fn log_in(
         });
     }
     let login = endpoint.login(protocol);
-    let (connection, driver) = MultiplexedConnection::new_with_config(&login, Bounded::new(stream), config).await?;
-    Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches))
+    let outstanding = Outstanding::default();
+    let stream = Bounded::new(stream, outstanding.clone());
+    let (connection, driver) = MultiplexedConnection::new_with_config(&login, stream, config).await?;
+    Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches, outstanding))
 }
 
 async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Stream> {
@@ -70,19 +152,34 @@ async fn encrypted(endpoint: &Endpoint, stream: Stream) -> std::io::Result<Strea
 }
 
 /// Who is it, may we release there what we lock there, and is it a master at all? One round trip for all three.
-async fn greet(link: Link, endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<Link, Error> {
-    name_connection(&link, endpoint).await?;
-    let (hello, may_eval, introduced) =
-        join3(ask_hello(&link), ask_eval(&link), introduce(&link, health, handle)).await;
+async fn greet(link: &Link, endpoint: &Endpoint, handle: &Handle, health: &Health) -> Result<(), Error> {
+    let named = name_connection(link, endpoint);
+    let (named, hello, may_eval, introduced) =
+        join4(named, ask_hello(link), ask_eval(link), introduce(link, health, handle)).await;
+    named?;
     let hello = hello?;
     introduced?;
     check_role(&hello)?;
     let way = CompareAndDelete::of(hello.text("server"), hello.text("version"));
-    if may_eval.is_err() && !may_run(&link, way).await? {
+    if may_eval.is_err() && !may_run(link, way).await? {
         may_eval?;
     }
     link.set_release_by(way);
-    Ok(link)
+    Ok(())
+}
+
+/// Is it there at all? More must not be asked of it, now or later.
+async fn greet_barely(link: &Link, health: &Health, handle: &Handle) -> Result<(), Error> {
+    link.ask_nothing();
+    if !health.is_identified() {
+        health.identify(None, handle.now());
+    }
+    match link.call(&cmd("PING"), None).await? {
+        Value::ServerError(error) if is_final(error.code(), error.details()) && error.code() != "NOPERM" => {
+            Err(refused(&error.into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn name_connection(link: &Link, endpoint: &Endpoint) -> Result<(), Error> {
@@ -104,9 +201,9 @@ impl Hello {
 async fn ask_hello(link: &Link) -> Result<Hello, Error> {
     let reply = link.call(&cmd("HELLO"), None).await?;
     if let Value::ServerError(error) = &reply {
-        // Redis before 6 knows no HELLO; anything else (NOAUTH, too many clients) is meant for us.
-        let known = error.code() != "ERR" || !error.details().unwrap_or_default().starts_with("unknown command");
-        return if known { Err(refused(&RedisError::from(error.clone()))) } else { Ok(Hello(HashMap::new())) };
+        // Redis before 6 knows no HELLO, and neither do some that speak its language.
+        let is_final = is_final(error.code(), error.details());
+        return if is_final { Err(refused(&RedisError::from(error.clone()))) } else { Ok(Hello(HashMap::new())) };
     }
     Ok(Hello(
         redis::from_redis_value::<HashMap<String, Value>>(reply)
@@ -165,6 +262,15 @@ pub(super) fn setup_error(error: &RedisError) -> Error {
         return Error::connect(error);
     }
     refused(error)
+}
+
+/// Whether an error is meant for us, or for the state that the server is in; any other only says that it does not know
+/// what was asked.
+fn is_final(code: &str, details: Option<&str>) -> bool {
+    match code {
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => true,
+        _ => details.is_some_and(|details| details.starts_with("max number of clients")),
+    }
 }
 
 fn refused(error: &RedisError) -> Error {

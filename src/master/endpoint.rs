@@ -8,7 +8,11 @@ use std::time::Duration;
 use redis::{ProtocolVersion, RedisConnectionInfo};
 
 use crate::master::tls::Tls;
+use crate::planted::{self, Bug};
 use crate::quorum::MAX_PATIENCE;
+
+/// How long a connection may take where the caller does not say: longer than any round, which it outlives.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the bytes get there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,9 +67,9 @@ pub struct Endpoint {
     pub client_name: Option<String>,
     /// Whether to stay with RESP2. RESP3 is tried first otherwise.
     pub resp2: bool,
-    /// The longest to wait for one answer, if shorter than the engine's own deadline.
+    /// The longest to wait for one answer, in place of the engine's own 500 ms.
     pub socket_timeout: Option<Duration>,
-    /// The longest to wait for a connection, handshake included, if shorter than the engine's own deadline.
+    /// The longest that a connection may take, handshake included, in place of the engine's own 5 s.
     pub connect_timeout: Option<Duration>,
     /// TCP keep-alive.
     pub keepalive: Keepalive,
@@ -114,13 +118,20 @@ impl Endpoint {
     /// How long one command may stay without an answer.
     #[must_use]
     pub fn answer_patience(&self) -> Duration {
-        self.socket_timeout.map_or(MAX_PATIENCE, |timeout| timeout.min(MAX_PATIENCE))
+        self.socket_timeout.unwrap_or(MAX_PATIENCE)
     }
 
-    /// How long a connection may take, from resolving the name to the end of the handshake.
+    /// How long a connection may take, from resolving the name to the end of the handshake, whoever waits for it.
     #[must_use]
     pub fn connect_patience(&self) -> Duration {
-        self.connect_timeout.map_or(MAX_PATIENCE, |timeout| timeout.min(MAX_PATIENCE))
+        let own = if planted::is(Bug::ConnectAnew) { MAX_PATIENCE } else { CONNECT_PATIENCE };
+        self.connect_timeout.unwrap_or(own)
+    }
+
+    /// How long one command waits for a connection: the connection goes on after that, for the next one.
+    #[must_use]
+    pub fn link_patience(&self) -> Duration {
+        self.connect_patience().min(self.answer_patience().max(MAX_PATIENCE))
     }
 
     /// What redis-rs's handshake needs to know. `CLIENT SETINFO` is skipped: least-privilege users may not run it, and
@@ -206,12 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn its_own_timeouts_only_shorten() {
-        let mut endpoint = at("redis");
-        assert_eq!(endpoint.answer_patience(), MAX_PATIENCE);
-        endpoint.socket_timeout = Some(Duration::from_millis(100));
-        endpoint.connect_timeout = Some(Duration::from_secs(30));
-        assert_eq!(endpoint.answer_patience(), Duration::from_millis(100));
-        assert_eq!(endpoint.connect_patience(), MAX_PATIENCE);
+    fn its_own_timeouts_shorten_and_lengthen() {
+        let (short, long) = (Some(Duration::from_millis(100)), Some(Duration::from_secs(30)));
+        let patience = |socket_timeout, connect_timeout| {
+            let endpoint = Endpoint { socket_timeout, connect_timeout, ..at("redis") };
+            (endpoint.answer_patience(), endpoint.connect_patience(), endpoint.link_patience())
+        };
+        assert_eq!(patience(None, None), (MAX_PATIENCE, CONNECT_PATIENCE, MAX_PATIENCE));
+        assert_eq!(
+            patience(short, short),
+            (Duration::from_millis(100), Duration::from_millis(100), Duration::from_millis(100))
+        );
+        assert_eq!(patience(short, long), (Duration::from_millis(100), Duration::from_secs(30), MAX_PATIENCE));
+        assert_eq!(patience(long, long), (Duration::from_secs(30), Duration::from_secs(30), Duration::from_secs(30)));
     }
 }

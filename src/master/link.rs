@@ -13,6 +13,7 @@ use redis::{Cmd, Value};
 
 use crate::error::Error;
 use crate::fence::Form;
+use crate::master::bounded::Outstanding;
 use crate::master::watch::{Change, Watches};
 use crate::planted::{self, Bug};
 use crate::runtime::{Handle, locked};
@@ -32,9 +33,11 @@ struct Shared {
     patience: Duration,
     release_by: AtomicU8,
     watches: Option<Arc<Watches>>,
+    outstanding: Outstanding,
     tracking: AtomicU8,
     fencing_form: Mutex<Form>,
     unanswered: Mutex<Vec<Arc<Claim>>>,
+    asks: AtomicBool,
     life: Arc<Life>,
 }
 
@@ -48,13 +51,15 @@ struct Life {
 
 impl Link {
     /// A link over `connection`, whose `driver` runs until the server closes it or it is given up.
-    /// `patience` is how long one command may stay unanswered; `watches` takes what the server pushes, if it can.
+    /// `patience` is how long one command may stay unanswered; `watches` takes what the server pushes, if it can; what is
+    /// `outstanding` bounds what it may send.
     pub fn new(
         connection: MultiplexedConnection,
         driver: impl Future<Output = ()> + Send + 'static,
         handle: &Handle,
         patience: Duration,
         watches: Option<Arc<Watches>>,
+        outstanding: Outstanding,
     ) -> Self {
         let life = Arc::new(Life::default());
         handle.spawn(drive(driver, Arc::clone(&life)));
@@ -64,9 +69,11 @@ impl Link {
             patience,
             release_by: AtomicU8::new(CompareAndDelete::Evalsha as u8),
             watches,
+            outstanding,
             tracking: AtomicU8::new(UNTRACKED),
             fencing_form: Mutex::default(),
             unanswered: Mutex::default(),
+            asks: AtomicBool::new(true),
             life,
         }))
     }
@@ -88,10 +95,21 @@ impl Link {
         self.0.release_by.store(way as u8, Ordering::Relaxed);
     }
 
+    /// Whether the server may be asked what no lock needs.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.0.asks.load(Ordering::Relaxed)
+    }
+
+    /// Ask it nothing from now on that no lock needs: it hangs up.
+    pub fn ask_nothing(&self) {
+        self.0.asks.store(false, Ordering::Relaxed);
+    }
+
     /// Wait for the next change of `key` after it is read, from now on. `None` if the server cannot push.
     #[must_use]
     pub fn change_of(&self, key: &[u8]) -> Option<Change> {
-        self.0.watches.as_ref().map(|watches| watches.change_of(key))
+        self.0.watches.as_ref().map(|watches| watches.change_of(key, self.0.outstanding.expect()))
     }
 
     /// Have the server push changes of the keys that are read on this connection from now on, as default client tracking
@@ -138,6 +156,7 @@ impl Link {
             return Err(Error::NoAnswer);
         }
         let _unanswered = claim.map(|claim| Unanswered::new(self, claim));
+        let _expected = self.0.outstanding.expect();
         let mut connection = self.0.connection.clone();
         let reply = std::pin::pin!(connection.send_packed_command(command));
         match select(reply, self.0.handle.sleep(self.0.patience)).await {

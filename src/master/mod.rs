@@ -1,6 +1,6 @@
 //! One Redis master: how it is reached, whether it is well, and what it answers.
 
-mod bounded;
+pub mod bounded;
 mod cluster;
 mod connect;
 pub mod endpoint;
@@ -15,6 +15,7 @@ pub mod tls;
 pub mod watch;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use redis::Value;
 
@@ -42,6 +43,13 @@ pub struct Master {
     routes: Mutex<Routes>,
     health: Arc<Health>,
     handle: Handle,
+}
+
+/// What to carry out, whether it is wanted still, and whether somebody waits for it.
+struct Errand<E, W> {
+    exchange: E,
+    wanted: W,
+    is_awaited: bool,
 }
 
 /// An answer, and whether the master may have answered before, over a connection that died under it.
@@ -103,7 +111,7 @@ impl Master {
 
     /// Compare its clock with ours, now and then; the question goes along with what is sent anyway.
     pub fn watch_clock(&self, link: &Link) {
-        if self.health.clock_is_due(self.handle.now()) {
+        if link.asks() && self.health.clock_is_due(self.handle.now()) {
             let (link, health, handle) = (link.clone(), Arc::clone(&self.health), self.handle.clone());
             self.handle.spawn(async move { introduction::ask_time(&link, &health, &handle).await });
         }
@@ -119,6 +127,18 @@ impl Master {
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         self.health.summary().failure
+    }
+
+    /// How long it is given for an answer.
+    #[must_use]
+    pub fn answer_patience(&self) -> Duration {
+        self.seed.endpoint().answer_patience()
+    }
+
+    /// Whether a connection to it is being made, which may be there any moment.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        locked(&self.routes).is_connecting()
     }
 
     /// Whether the answer to a claim is still to come: to that with this key, or to any.
@@ -147,60 +167,75 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
+        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true }).await
+    }
+
+    /// Carry out `exchange` where nobody waits for it: as soon as there is a connection, however long it takes to make.
+    pub async fn call_in_background<F>(
+        &self,
+        resource: &[u8],
+        exchange: impl Fn(Link) -> F + Send + Sync,
+    ) -> Result<Answer, Error>
+    where
+        F: Future<Output = Result<Value, Error>> + Send,
+    {
+        self.carry_out(resource, Errand { exchange, wanted: || true, is_awaited: false }).await
+    }
+
+    async fn carry_out<F, E, W>(&self, resource: &[u8], errand: Errand<E, W>) -> Result<Answer, Error>
+    where
+        E: Fn(Link) -> F + Send + Sync,
+        W: Fn() -> bool + Send + Sync,
+        F: Future<Output = Result<Value, Error>> + Send,
+    {
         let start = self.handle.now();
-        let first = self.call_once(resource, &exchange, &wanted).await;
-        let repeated = matches!(first, Err(Error::Closed)) && wanted();
-        let result = if repeated { self.call_once(resource, &exchange, &wanted).await } else { first };
+        let first = self.call_once(resource, &errand).await;
+        let repeated = matches!(first, Err(Error::Closed)) && (errand.wanted)();
+        let result = if repeated { self.call_once(resource, &errand).await } else { first };
         self.note(&result, start);
         result.map(|value| Answer { value, repeated })
     }
 
     /// Ask the node that had the key last, and go where the answers send us.
-    async fn call_once<F>(
-        &self,
-        resource: &[u8],
-        exchange: &(impl Fn(Link) -> F + Send + Sync),
-        wanted: &(impl Fn() -> bool + Send + Sync),
-    ) -> Result<Value, Error>
+    async fn call_once<F, E, W>(&self, resource: &[u8], errand: &Errand<E, W>) -> Result<Value, Error>
     where
+        E: Fn(Link) -> F + Send + Sync,
+        W: Fn() -> bool + Send + Sync,
         F: Future<Output = Result<Value, Error>> + Send,
     {
         let start = self.handle.now();
         let mut node = locked(&self.routes).node_for(resource);
-        let mut result = self.ask(&node, exchange, wanted).await;
+        let mut result = self.ask(&node, errand).await;
         if matches!(result, Err(Error::Connect(_))) && !Arc::ptr_eq(&node, &self.seed) {
             node = Arc::clone(&self.seed);
-            result = self.ask(&node, exchange, wanted).await;
+            result = self.ask(&node, errand).await;
         }
         for _ in 0..MOST_REDIRECTIONS {
             let Ok(reply) = &result else { break };
             let Some(next) = locked(&self.routes).learn(resource, reply, &node) else { break };
-            if self.handle.now().since(start) >= MAX_PATIENCE {
+            if self.handle.now().since(start) >= self.answer_patience().max(MAX_PATIENCE) {
                 break;
             }
             node = next;
-            result = self.ask(&node, exchange, wanted).await;
+            result = self.ask(&node, errand).await;
         }
         result
     }
 
     /// Ask one node. One that fails is not taken for the owner of any key from then on: the cluster may have put
     /// another in its place.
-    async fn ask<F>(
-        &self,
-        node: &Arc<Node>,
-        exchange: &(impl Fn(Link) -> F + Send + Sync),
-        wanted: &(impl Fn() -> bool + Send + Sync),
-    ) -> Result<Value, Error>
+    async fn ask<F, E, W>(&self, node: &Arc<Node>, errand: &Errand<E, W>) -> Result<Value, Error>
     where
+        E: Fn(Link) -> F + Send + Sync,
+        W: Fn() -> bool + Send + Sync,
         F: Future<Output = Result<Value, Error>> + Send,
     {
         let result = async {
-            let link = node.link().await?;
-            if !wanted() {
+            let link = node.link(errand.is_awaited.then(|| node.endpoint().link_patience())).await?;
+            if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
-            let value = exchange(link.clone()).await?;
+            let value = (errand.exchange)(link.clone()).await?;
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();

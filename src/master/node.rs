@@ -1,11 +1,14 @@
 //! One server and the one connection to it, made when it is needed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{Either, Shared, select};
+use futures_util::future::Shared;
 use tokio::sync::oneshot;
 
+use crate::clock::Instant;
 use crate::error::Error;
 use crate::master::connect;
 use crate::master::endpoint::{Address, Endpoint};
@@ -20,6 +23,8 @@ pub(super) struct Node {
     health: Arc<Health>,
     handle: Handle,
     state: Mutex<State>,
+    /// Somebody waited for the connection that is being made, and waits no longer.
+    is_late: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +38,7 @@ enum State {
 impl Node {
     /// A server not connected to yet.
     pub(super) fn new(endpoint: Arc<Endpoint>, health: Arc<Health>, handle: Handle) -> Self {
-        Self { endpoint, health, handle, state: Mutex::default() }
+        Self { endpoint, health, handle, state: Mutex::default(), is_late: AtomicBool::new(false) }
     }
 
     /// Where it is.
@@ -66,8 +71,14 @@ impl Node {
         matches!(&*locked(&self.state), State::Linked(link) if link.awaits(key))
     }
 
-    /// The open connection, or a new one. Everybody who asks while it is being made waits for the same one.
-    pub(super) async fn link(self: &Arc<Self>) -> Result<Link, Error> {
+    /// Whether a connection is being made.
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(&*locked(&self.state), State::Connecting(_))
+    }
+
+    /// The open connection, or a new one. Everybody who asks while it is being made waits for the same one, and no longer
+    /// than `patience`, if that is given. The connection is made all the same: it is there for whoever asks next.
+    pub(super) async fn link(self: &Arc<Self>, patience: Option<Duration>) -> Result<Link, Error> {
         let connecting = {
             let mut state = locked(&self.state);
             match &*state {
@@ -80,34 +91,57 @@ impl Node {
                 }
             }
         };
-        connecting.await.unwrap_or(Err(Error::Closed))
+        let made = match patience {
+            Some(patience) => self.handle.within(patience, connecting).await,
+            None => Some(connecting.await),
+        };
+        let Some(made) = made else {
+            self.is_late.store(true, Ordering::Relaxed);
+            return Err(Error::NoAnswer);
+        };
+        made.unwrap_or(Err(Error::Closed))
     }
 
     fn start_connecting(self: &Arc<Self>) -> Shared<oneshot::Receiver<Result<Link, Error>>> {
         let (done, connecting) = oneshot::channel();
         let node = Arc::clone(self);
+        self.is_late.store(false, Ordering::Relaxed);
+        let start = self.handle.now();
         self.handle.spawn(async move {
-            let result = node.connect_in_time().await;
+            let result = node.connect().await;
+            if node.is_late.load(Ordering::Relaxed) {
+                node.note_late(&result, start);
+            }
             *locked(&node.state) = result.clone().map_or_else(|_| State::Apart, State::Linked);
             _ = done.send(result);
         });
         connecting.shared()
     }
 
-    /// One deadline for resolving, connecting, TLS and the handshake together. Time in which the caller was not there
-    /// to go on with it does not count.
-    async fn connect_in_time(&self) -> Result<Link, Error> {
-        let mut connect = std::pin::pin!(connect::connect(&self.endpoint, &self.handle, &self.health));
-        let (start, absent) = (self.handle.now(), self.handle.unattended());
-        loop {
-            let allowed = self.endpoint.connect_patience() + self.handle.unattended().saturating_sub(absent);
-            if self.handle.now().since(start) >= allowed {
-                return Err(Error::NoAnswer);
-            }
-            let deadline = self.handle.sleep_until(start.after(allowed));
-            if let Either::Left((result, _)) = select(connect.as_mut(), deadline).await {
-                return result;
-            }
+    /// Whoever waited for this connection took the master for silent. Now it is known better.
+    fn note_late(&self, result: &Result<Link, Error>, start: Instant) {
+        match result {
+            Ok(_) => self.health.answered(),
+            Err(Error::NoAnswer) => {}
+            Err(error) => self.handle.with_random(|random| self.health.failed(error, start, self.handle.now(), random)),
         }
+    }
+
+    /// Make a connection. One that ended while nobody was there to go on with it says nothing of the master: it is made
+    /// once more.
+    async fn connect(&self) -> Result<Link, Error> {
+        let absent = self.handle.unattended();
+        let first = self.connect_in_time().await;
+        let was_left = self.handle.unattended() > absent;
+        match first {
+            Err(Error::Connect(_) | Error::Closed) if was_left => self.connect_in_time().await,
+            first => first,
+        }
+    }
+
+    /// One deadline for resolving, connecting, TLS and the handshake together.
+    async fn connect_in_time(&self) -> Result<Link, Error> {
+        let connect = std::pin::pin!(connect::connect(&self.endpoint, &self.handle, &self.health));
+        self.handle.within(self.endpoint.connect_patience(), connect).await.unwrap_or(Err(Error::NoAnswer))
     }
 }

@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::{Either, select};
-use futures_util::stream::FuturesUnordered;
 use redis::{ProtocolVersion, Value, cmd};
 
 use crate::error::Error;
@@ -12,7 +9,7 @@ use crate::master::connect::{connect_to, log_in, setup_error};
 use crate::master::endpoint::Endpoint;
 use crate::master::health::Health;
 use crate::master::link::Link;
-use crate::runtime::Handle;
+use crate::runtime::{Handle, race};
 
 /// How long one sentinel has to itself before the next is asked as well: one that hangs must not use up the deadline.
 const HEAD_START: Duration = Duration::from_millis(100);
@@ -28,23 +25,10 @@ pub(super) async fn connect(
     handle: &Handle,
     health: &Health,
 ) -> Result<Link, Error> {
-    let mut asked = FuturesUnordered::new();
-    let mut failure = Error::NoAnswer;
-    for (host, port) in sentinels {
-        asked.push(connect_through(endpoint, endpoint.sentinel(host.clone(), *port), service, handle, health));
-        match select(asked.next(), handle.sleep(HEAD_START)).await {
-            Either::Left((Some(Ok(link)), _)) => return Ok(link),
-            Either::Left((Some(Err(error)), _)) => failure = error,
-            Either::Left((None, _)) | Either::Right(_) => {}
-        }
-    }
-    while let Some(result) = asked.next().await {
-        match result {
-            Ok(link) => return Ok(link),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
+    let through = |(host, port): &(String, u16)| {
+        connect_through(endpoint, endpoint.sentinel(host.clone(), *port), service, handle, health)
+    };
+    race(sentinels.iter().map(through), HEAD_START, handle).await.unwrap_or(Err(Error::NoAnswer))
 }
 
 async fn connect_through(

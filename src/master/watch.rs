@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::oneshot;
 
+use crate::master::bounded::Expected;
 use crate::runtime::locked;
 
 /// The keys that somebody on one connection waits for.
@@ -21,15 +22,16 @@ pub struct Change {
     told: oneshot::Receiver<()>,
     key: Vec<u8>,
     watches: Arc<Watches>,
+    _expected: Expected,
 }
 
 impl Watches {
-    /// Wait for a change of `key`; the server is told by reading it.
+    /// Wait for a change of `key`; the server is told by reading it. It is `expected` to say so once.
     #[must_use]
-    pub fn change_of(self: &Arc<Self>, key: &[u8]) -> Change {
+    pub(super) fn change_of(self: &Arc<Self>, key: &[u8], expected: Expected) -> Change {
         let (tell, told) = oneshot::channel();
         locked(&self.0).entry(key.to_vec()).or_default().push(tell);
-        Change { told, key: key.to_vec(), watches: Arc::clone(self) }
+        Change { told, key: key.to_vec(), watches: Arc::clone(self), _expected: expected }
     }
 
     /// Take what the server pushed. Other pushes than these are nobody's.
@@ -78,7 +80,12 @@ impl Drop for Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::master::bounded::Outstanding;
     use futures_util::FutureExt;
+
+    fn change_of(watches: &Arc<Watches>, key: &[u8]) -> Change {
+        watches.change_of(key, Outstanding::default().expect())
+    }
 
     fn push(kind: PushKind, data: Vec<Value>) -> PushInfo {
         PushInfo { kind, data }
@@ -92,7 +99,8 @@ mod tests {
     #[test]
     fn whoever_waits_for_the_key_is_told() {
         let watches = Arc::new(Watches::default());
-        let (mut one, mut two, mut other) = (watches.change_of(b"a"), watches.change_of(b"a"), watches.change_of(b"b"));
+        let (mut one, mut two, mut other) =
+            (change_of(&watches, b"a"), change_of(&watches, b"a"), change_of(&watches, b"b"));
         watches.take(&invalidate(&["c", "a"]));
         assert_eq!(one.told().now_or_never(), Some(Ok(())));
         assert_eq!(two.told().now_or_never(), Some(Ok(())));
@@ -102,7 +110,7 @@ mod tests {
     #[test]
     fn a_flush_changes_every_key() {
         let watches = Arc::new(Watches::default());
-        let mut change = watches.change_of(b"a");
+        let mut change = change_of(&watches, b"a");
         watches.take(&push(PushKind::Invalidate, vec![Value::Nil]));
         assert_eq!(change.told().now_or_never(), Some(Ok(())));
     }
@@ -110,7 +118,7 @@ mod tests {
     #[test]
     fn the_end_of_the_connection_is_no_change() {
         let watches = Arc::new(Watches::default());
-        let mut change = watches.change_of(b"a");
+        let mut change = change_of(&watches, b"a");
         watches.take(&push(PushKind::Disconnection, vec![]));
         assert!(matches!(change.told().now_or_never(), Some(Err(_))));
     }
@@ -118,7 +126,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_for_those_who_left() {
         let watches = Arc::new(Watches::default());
-        drop(watches.change_of(b"a"));
+        drop(change_of(&watches, b"a"));
         assert!(locked(&watches.0).is_empty());
     }
 }

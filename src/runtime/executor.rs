@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::FuturesUnordered;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -90,6 +90,22 @@ impl Handle {
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> Sleep {
         self.sleep_until(self.now().after(duration))
+    }
+
+    /// What comes of `work`, or `None` when it has had `allowed`. Time in which nobody drove the executor does not count:
+    /// what takes several exchanges cannot go on then.
+    pub async fn within<T>(&self, allowed: Duration, work: impl Future<Output = T> + Unpin) -> Option<T> {
+        let (start, absent) = (self.now(), self.unattended());
+        let mut work = work;
+        loop {
+            let deadline = start.after(allowed.saturating_add(self.unattended().saturating_sub(absent)));
+            if self.now() >= deadline {
+                return None;
+            }
+            if let Either::Left((result, _)) = select(&mut work, self.sleep_until(deadline)).await {
+                return Some(result);
+            }
+        }
     }
 
     /// How long in all nobody has driven the executor, up to the last time somebody came back to it.

@@ -5,9 +5,11 @@
 
 mod effects;
 mod executor;
+mod race;
 mod source;
 
 pub use effects::{Effects, Stream};
 pub(crate) use executor::locked;
 pub use executor::{Executor, Handle, Sleep, Wait};
+pub(crate) use race::race;
 pub use source::{Socket, Source};

@@ -284,7 +284,7 @@ impl World {
         self.conns[conn].commands += 1;
         if super::desyncs_replies(self.bug) {
             let command = self.conns[conn].commands;
-            let at = self.now() + self.plan.socket_timeout.min(500 * MS) + MS;
+            let at = self.now() + self.plan.socket_timeout + MS;
             self.schedule(at, Event::Forget { conn, command });
         }
     }

@@ -58,11 +58,13 @@ pub enum Rule {
     RefusedUnasked,
     /// An extension that fails tells that the lock is lost, if so many masters have lost it and can say so.
     Unheard,
+    /// However far the masters are, a lock is had in the end where there are tries and time enough.
+    OutOfReach,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -81,6 +83,7 @@ impl Rule {
         Self::Storm,
         Self::RefusedUnasked,
         Self::Unheard,
+        Self::OutOfReach,
     ];
 }
 
@@ -217,14 +220,14 @@ impl World {
     /// The longest a release may take: over a connection that has to be made, by the last of three commands, and all
     /// that once more.
     pub fn release_bound(&self) -> Nanos {
-        let patience = self.plan.socket_timeout.min(500 * MS);
+        let patience = self.plan.socket_timeout;
         2 * (patience + 3 * patience)
     }
 
     /// The longest a lock may take: each try its patience and the release of what came to nothing, and the pauses
     /// between.
     pub fn lock_bound(&self, ttl_ms: u64) -> Nanos {
-        let patience = (ttl_ms * MS / 2).min(500 * MS);
+        let patience = (ttl_ms * MS / 2).min(self.plan.socket_timeout.max(500 * MS));
         if let Some(timeout) = self.plan.timeout {
             return timeout + if self.is_quick(ttl_ms) { 16 * self.plan.longest_delay() } else { self.release_bound() };
         }
@@ -730,6 +733,9 @@ impl World {
         let running = self.oracle.ops.iter().position(|op| op.is_running);
         if let Some(op) = running {
             self.violation(Rule::Overdue, &format!("op {op} never ended"));
+        }
+        if self.plan.is_distant && self.oracle.grants == 0 && self.oracle.operations() > 0 {
+            self.violation(Rule::OutOfReach, "no lock was granted in all this time");
         }
         if !self.extensions.is_empty() {
             self.violation(Rule::Overdue, "an extension never ended");

@@ -113,6 +113,8 @@ pub struct Plan {
     pub operations: usize,
     pub faults: Vec<(Nanos, Fault)>,
     pub broken: Option<Broken>,
+    /// Whether masters are so far away that a connection takes longer than a round.
+    pub is_distant: bool,
 }
 
 impl Plan {
@@ -152,6 +154,7 @@ impl Plan {
             operations: random.random_range(15..=45),
             faults: Vec::new(),
             broken,
+            is_distant: broken.is_none() && seed % 20 == 7,
         };
         plan.draw_delays(&mut random);
         plan.draw_patience(&mut random);
@@ -164,6 +167,9 @@ impl Plan {
         plan.shortens = *[0.0, 0.0, 0.5].choose(&mut random).unwrap();
         if !plan.faults.is_empty() && broken.is_none() && random.random_bool(0.15) {
             plan.silence(&mut random);
+        }
+        if plan.is_distant {
+            plan.draw_distance(&mut random);
         }
         plan
     }
@@ -193,6 +199,18 @@ impl Plan {
         let most = log_uniform(random, 50, 15_000) * 1000;
         let mut row = || (0..self.masters.len()).map(|_| random.random_range(most / 4..=most)).collect();
         self.delays = (0..self.clients.len()).map(|_| row()).collect();
+    }
+
+    /// In some worlds all that goes wrong is the distance, and there are tries enough to overcome it.
+    fn draw_distance(&mut self, random: &mut StdRng) {
+        let mut delay = || random.random_range(100..=200) * MS;
+        self.delays.iter_mut().flatten().for_each(|each| *each = delay());
+        (self.jitter, self.late_per_mille) = (0, 0);
+        (self.piece, self.room) = (usize::MAX, 1 << 16);
+        (self.tries, self.retry_delay, self.timeout) = (30, 200 * MS, None);
+        self.ttl_ms = self.ttl_ms.max(5000);
+        self.socket_timeout = 500 * MS;
+        self.faults.clear();
     }
 
     /// In some worlds callers wait for as long as a timeout allows, with pauses that only their end would be missed in.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 25] = [
+    const BUGS: [Bug; 26] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -88,6 +88,7 @@ mod planted_bugs {
         Bug::DeadlineForgotten,
         Bug::HastyVerdict,
         Bug::ShunHung,
+        Bug::ConnectAnew,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

@@ -218,8 +218,10 @@ impl World {
     fn endpoint(&self, master: usize) -> Endpoint {
         let port = u16::try_from(master).unwrap();
         let mut endpoint = Endpoint::new(Address::Tcp { host: "master".into(), port });
-        endpoint.socket_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
-        endpoint.connect_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
+        if !self.plan.is_distant {
+            endpoint.socket_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
+            endpoint.connect_timeout = Some(Duration::from_nanos(self.plan.socket_timeout));
+        }
         endpoint
     }
 

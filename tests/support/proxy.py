@@ -185,11 +185,11 @@ def _abort(writer: asyncio.StreamWriter) -> None:
 
 
 @contextlib.contextmanager
-def syn_black_hole() -> Iterator[int]:
+def syn_black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A port on which a connection attempt is neither accepted nor refused: a listener whose backlog is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", free_port()))
+        listener.bind((host, port or free_port()))
         listener.listen(0)
         for _ in range(8):  # the kernel rounds the backlog up; the ones too many just stay in SYN_SENT
             filler = stack.enter_context(socket.socket())
