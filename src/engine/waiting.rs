@@ -4,9 +4,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::{Either, FusedFuture, join, join_all, pending, select};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use redis::Value;
@@ -39,6 +39,8 @@ pub(super) struct Waiting<'a> {
     pub(super) give_up_at: Instant,
     refused: bool,
     woken: bool,
+    /// The master to be asked first kept the lock, and a quorum did not need it.
+    free_elsewhere: bool,
     /// Our turn among those of this session who wait for it.
     turn: Option<OwnedMutexGuard<()>>,
     /// Our place among those of this process who do.
@@ -57,6 +59,7 @@ impl<'a> Waiting<'a> {
             give_up_at: masters.handle().now().after(request.timeout.unwrap_or(Duration::MAX)),
             refused: false,
             woken: false,
+            free_elsewhere: false,
             turn: None,
             place: None,
         }
@@ -65,7 +68,7 @@ impl<'a> Waiting<'a> {
     /// Whether one master, the same for all contenders, is to be asked first: contenders that all ask everybody split the
     /// votes, and nobody wins. The only one who waits saves a round trip.
     pub(super) fn asks_one_first(&self) -> bool {
-        self.refused && (self.is_crowded() || !self.woken)
+        self.refused && !self.free_elsewhere && (self.is_crowded() || !self.woken)
     }
 
     fn is_crowded(&self) -> bool {
@@ -93,9 +96,11 @@ impl<'a> Waiting<'a> {
         }
         let is_crowded = self.is_crowded();
         let moment = handle.with_random(|random| retry::moment(is_crowded, random));
+        let designated = || self.masters.designated(&self.request.resources, self.request.quorum);
+        let first = is_crowded.then(designated).flatten();
         let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
-            until_free(self.masters, self.request, votes, &outlook).await;
+            until_free(self.masters, self.request, votes, first, &outlook).await;
             handle.sleep(moment).await;
         });
         let cap = handle.now().after(if planted::is(Bug::TrustPushes) { Duration::MAX } else { CAP });
@@ -107,6 +112,7 @@ impl<'a> Waiting<'a> {
             if cancel.is_terminated() || now >= self.give_up_at {
                 return false;
             }
+            self.free_elsewhere = !self.woken && outlook.is_free_elsewhere();
             if self.woken || (now >= cap && outlook.is_relied_on()) {
                 return true;
             }
@@ -146,6 +152,8 @@ struct Outlook {
     watched: AtomicUsize,
     /// One of them is gone.
     blind: AtomicBool,
+    /// A quorum is free already, but not the master to be asked first.
+    elsewhere: AtomicBool,
 }
 
 impl Outlook {
@@ -153,20 +161,36 @@ impl Outlook {
         self.watched.load(Ordering::Relaxed) > 0
     }
 
+    fn is_free_elsewhere(&self) -> bool {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
     fn is_clear(&self, quorum: usize) -> bool {
-        self.watched.load(Ordering::Relaxed) >= quorum && !self.blind.load(Ordering::Relaxed)
+        let is_blind = self.blind.load(Ordering::Relaxed) || self.is_free_elsewhere();
+        self.watched.load(Ordering::Relaxed) >= quorum && !is_blind
     }
 }
 
 /// Wait until the lock may be free on a quorum of masters.
-async fn until_free(masters: &Masters, request: &Request, votes: &[Vote], outlook: &Outlook) {
-    let candidates = masters.iter().zip(votes).filter(|(master, vote)| may_grant(master, request, vote));
-    let mut free: FuturesUnordered<_> =
-        candidates.map(|(master, _)| until_free_at(master, request, masters.handle(), outlook)).collect();
-    for _ in 0..request.quorum {
-        if free.next().await.is_none() {
-            pending::<()>().await;
-        }
+///
+/// Where a quorum was free all along, it was the master to be asked `first` that refused, and it would do so again: then it
+/// has to be free as well, or another one becomes so.
+async fn until_free(masters: &Masters, request: &Request, votes: &[Vote], first: Option<usize>, outlook: &Outlook) {
+    let candidates =
+        masters.iter().zip(votes).enumerate().filter(|(_, (master, vote))| may_grant(master, request, vote));
+    let (mut first_is_missing, mut is_news, mut count) = (false, false, 0);
+    let mut free: FuturesUnordered<_> = candidates
+        .map(|(index, (master, _))| {
+            first_is_missing |= first == Some(index);
+            until_free_at(master, request, masters.handle(), outlook).map(move |waited| (index, waited))
+        })
+        .collect();
+    while count < request.quorum || (first_is_missing && !is_news) {
+        let Some((index, waited)) = free.next().await else { return pending().await };
+        first_is_missing &= first != Some(index);
+        is_news |= waited;
+        count += 1;
+        outlook.elsewhere.store(count >= request.quorum && first_is_missing && !is_news, Ordering::Relaxed);
     }
 }
 
@@ -176,15 +200,18 @@ fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
     is_well && request.resources.iter().all(|resource| master.is_linked(resource))
 }
 
-/// Wait until all resources may be free at this master; for ever if that cannot be known.
-async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) {
+/// Wait until all resources may be free at this master; for ever if that cannot be known. Whether they were not so from
+/// the start.
+async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) -> bool {
     let Ok(mut holds) = of_each(&request.resources, |resource| Hold::look(master, resource, handle)).await else {
         return pending().await;
     };
     if holds.iter().all(|hold| hold.change.is_some()) {
         outlook.watched.fetch_add(1, Ordering::Relaxed);
     }
+    let waits = holds.iter().any(|hold| hold.expires.is_none_or(|at| at > handle.now()));
     join_all(holds.iter_mut().map(|hold| hold.over(handle, outlook))).await;
+    waits
 }
 
 /// What one master knows of one resource.

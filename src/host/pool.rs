@@ -1,6 +1,6 @@
 //! The sessions of one manager: one for each caller at work, kept for the next.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, getpid};
 
@@ -11,6 +11,7 @@ use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
 use crate::planted::{self, Bug};
+use crate::quorum::MAX_PATIENCE;
 use crate::runtime::locked;
 
 /// Sessions kept for the next caller; more are closed as they come back.
@@ -33,8 +34,17 @@ struct InProcess {
     masters: Vec<(Arc<Endpoint>, Arc<Health>)>,
     crowds: Arc<Crowds>,
     system: System,
-    idle: Mutex<Vec<Session>>,
+    sessions: Mutex<Sessions>,
+    /// A session that owed answers is back.
+    back: Condvar,
     child: OnceLock<Arc<InProcess>>,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    idle: Vec<Session>,
+    /// The keys of the locks about which sessions at work still waited for answers when they were lent.
+    owed: Vec<Vec<u8>>,
 }
 
 impl Pool {
@@ -47,16 +57,20 @@ impl Pool {
     }
 
     /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
-    /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one.
+    /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one. While another
+    /// thread works on that one, as an extension does, it is waited for.
     pub fn with_session<T>(&self, key: Option<&[u8]>, work: impl FnOnce(&mut Session) -> T) -> T {
         let home = self.current();
-        let mut session = home.take(key).unwrap_or_else(|| home.new_session());
+        let (session, debt) = home.take(key);
+        let mut session = session.unwrap_or_else(|| home.new_session());
         let result = work(&mut session);
         session.leave();
-        let mut idle = locked(&home.idle);
-        if idle.len() < MOST_IDLE {
-            idle.push(session);
+        let mut sessions = locked(&home.sessions);
+        if sessions.idle.len() < MOST_IDLE {
+            sessions.idle.push(session);
         }
+        drop(sessions);
+        drop(debt);
         result
     }
 
@@ -138,6 +152,29 @@ fn catch_up(session: &mut Session) {
     blocking::catch_up(session);
 }
 
+impl Sessions {
+    fn owes(&self, key: &[u8]) -> bool {
+        self.owed.iter().any(|one| one == key)
+    }
+}
+
+/// The answers about one lock that a session at work still waits for.
+struct Debt<'a> {
+    home: &'a InProcess,
+    key: &'a [u8],
+}
+
+impl Drop for Debt<'_> {
+    fn drop(&mut self) {
+        let mut sessions = locked(&self.home.sessions);
+        if let Some(index) = sessions.owed.iter().position(|one| one == self.key) {
+            sessions.owed.swap_remove(index);
+        }
+        drop(sessions);
+        self.home.back.notify_all();
+    }
+}
+
 impl InProcess {
     fn new(endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
         let journal = Arc::new(Journal::default());
@@ -145,17 +182,26 @@ impl InProcess {
             Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(guards)))
         };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
-        let (crowds, system, idle, child) = (Arc::default(), System::default(), Mutex::default(), OnceLock::new());
-        Self { pid: getpid(), journal, masters, crowds, system, idle, child }
+        let (crowds, system, sessions) = (Arc::default(), System::default(), Mutex::default());
+        let (back, child) = (Condvar::new(), OnceLock::new());
+        Self { pid: getpid(), journal, masters, crowds, system, sessions, back, child }
     }
 
-    fn take(&self, key: Option<&[u8]>) -> Option<Session> {
-        let mut idle = locked(&self.idle);
-        let index = choose(&mut *idle, key)?;
-        let mut session = idle.remove(index);
-        drop(idle);
+    /// A session that was kept, if one will do; and what it owes, for as long as it is lent.
+    fn take<'a>(&'a self, key: Option<&'a [u8]>) -> (Option<Session>, Option<Debt<'a>>) {
+        let mut sessions = locked(&self.sessions);
+        if let Some(key) = key {
+            // No longer than a master may take to answer.
+            let waited = self.back.wait_timeout_while(sessions, MAX_PATIENCE, |sessions| sessions.owes(key));
+            sessions = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let Some(index) = choose(&mut sessions.idle, key) else { return (None, None) };
+        let mut session = sessions.idle.remove(index);
+        let debt = key.filter(|key| session.awaits(Some(key))).map(|key| Debt { home: self, key });
+        sessions.owed.extend(debt.iter().map(|debt| debt.key.to_vec()));
+        drop(sessions);
         catch_up(&mut session);
-        Some(session)
+        (Some(session), debt)
     }
 
     fn new_session(&self) -> Session {
@@ -165,8 +211,8 @@ impl InProcess {
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on
     /// using them.
     fn inherit(&self, endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
-        if let Ok(mut idle) = self.idle.try_lock() {
-            idle.clear();
+        if let Ok(mut sessions) = self.sessions.try_lock() {
+            sessions.idle.clear();
         }
         Self::new(endpoints, guards)
     }

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{Either, select};
+use futures_util::future::{BoxFuture, Either, select};
 use futures_util::task::AtomicWaker;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
@@ -47,6 +47,8 @@ struct Life {
     over: AtomicBool,
     given_up: AtomicBool,
     waker: AtomicWaker,
+    /// What is still to be sent when it is given up.
+    farewells: Mutex<Vec<BoxFuture<'static, ()>>>,
 }
 
 impl Link {
@@ -187,8 +189,9 @@ impl Link {
             for resource in &claim.resources {
                 let mut release = self.release_by().release_in_full(&claim, resource);
                 release.set_no_response(true);
-                // Queueing takes one poll; the driver writes it out before it looks whether it is over.
-                _ = self.0.connection.clone().send_packed_command(&release).now_or_never();
+                let mut connection = self.0.connection.clone();
+                let farewell = async move { _ = connection.send_packed_command(&release).await };
+                locked(&self.0.life.farewells).push(farewell.boxed());
             }
         }
         self.0.life.give_up();
@@ -214,11 +217,23 @@ async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
     let mut driver = std::pin::pin!(driver);
     std::future::poll_fn(|cx| {
         life.waker.register(cx.waker());
-        let ended = driver.as_mut().poll(cx).is_ready();
-        if ended || life.given_up.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        // The driver takes in only so much at once: go on as long as it makes room for what is still to be sent.
+        loop {
+            let before = locked(&life.farewells).len();
+            let ended = driver.as_mut().poll(cx).is_ready();
+            locked(&life.farewells).retain_mut(|farewell| farewell.as_mut().poll(cx).is_pending());
+            let is_stuck = locked(&life.farewells).len() == before;
+            if ended || (is_stuck && life.given_up.load(Ordering::Acquire)) {
+                return Poll::Ready(());
+            }
+            if is_stuck {
+                return Poll::Pending;
+            }
+        }
     })
     .await;
     life.over.store(true, Ordering::Release);
+    locked(&life.farewells).clear();
 }
 
 /// A claim that is on its way and has no answer yet.

@@ -77,10 +77,14 @@ impl World {
     }
 
     /// The holder has done its work: it releases, once no keeper extends. Whoever extends by hand may be in the middle
-    /// of it, in another task or thread.
+    /// of it, in another task or thread; the pool makes them wait where the session that they work on still owes an answer.
     pub fn finish(&mut self, worker: usize, mut hold: Hold) {
         let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
-        let is_busy = |extension: &Extension| extension.op == hold.op && (extension.valid_until.is_some() || own);
+        let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.claim.key));
+        let is_busy = |extension: &Extension| {
+            let waits = extension.valid_until.is_some() || own || owes(extension.session);
+            extension.op == hold.op && waits
+        };
         if keeper_goes_on(self.bug) && hold.keeps && !own {
             self.begin_extension(worker, &mut hold);
         } else if self.extensions.iter().any(is_busy) {

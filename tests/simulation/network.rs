@@ -55,7 +55,8 @@ pub struct Conn {
     replies: u64,
     server: Option<Serving>,
     is_silent: bool,
-    last_up: Nanos,
+    /// When all that was sent will have arrived.
+    pub last_up: Nanos,
     last_down: Nanos,
 }
 

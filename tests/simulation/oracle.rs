@@ -359,13 +359,13 @@ impl World {
     fn note_set(&mut self, conn: usize, resource: &[u8], key: &[u8], ttl_ms: u64) {
         let session = self.conns[conn].session;
         if !self.oracle.attempts.contains_key(key) {
-            self.begin_attempt(self.oracle.owner(session, resource, ttl_ms), key);
+            self.begin_attempt(conn, self.oracle.owner(session, resource, ttl_ms), key);
         }
         let turn = self.seats[session].turns;
         let attempt = self.oracle.attempts.get_mut(key).unwrap();
         attempt.conns.push(conn);
         let (op, granted) = (attempt.op, attempt.granted);
-        let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.plan.is_crowded();
+        let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.is_held_back(conn);
         self.conns[conn].set.push((resource.to_vec(), key.to_vec()));
         if late && !(granted && self.may_retake(op)) {
             let rule = if granted { Rule::Revived } else { Rule::TooLate };
@@ -374,11 +374,11 @@ impl World {
     }
 
     /// A new key: the attempt before it came to nothing.
-    fn begin_attempt(&mut self, op: usize, key: &[u8]) {
+    fn begin_attempt(&mut self, conn: usize, op: usize, key: &[u8]) {
         let attempt = Attempt { op, began: self.now(), ..Attempt::default() };
         self.oracle.attempts.insert(key.to_vec(), attempt);
         if op == usize::MAX {
-            if !self.plan.is_crowded() {
+            if !self.is_held_back(conn) {
                 self.violation(Rule::TooLate, &format!("SET {} for nobody", key.escape_ascii()));
             }
             return;
@@ -419,7 +419,7 @@ impl World {
     fn check_followed(&mut self, key: &[u8]) {
         for conn in self.oracle.attempts[key].conns.clone() {
             let here = &self.conns[conn];
-            let could = here.is_held && !open(&here.wire).is_over() && !self.plan.is_crowded();
+            let could = here.is_held && !open(&here.wire).is_over() && !self.is_held_back(conn);
             let is_followed = |taken: &Taken| taken.1 != key || here.released.contains(taken);
             if could && !here.set.iter().all(is_followed) {
                 self.violation(Rule::NotFollowed, &format!("SET {} on connection {conn}", key.escape_ascii()));
@@ -427,10 +427,15 @@ impl World {
         }
     }
 
+    /// Whether its send buffer is so small, or was so full, that what is decided may be written only much later, or never.
+    fn is_held_back(&self, conn: usize) -> bool {
+        self.plan.is_crowded() || open(&self.conns[conn].wire).was_full
+    }
+
     /// The engine closes a connection: what is unanswered on it must be followed by its release.
     pub fn check_hang_up(&mut self, conn: usize) {
         let here = &self.conns[conn];
-        if self.plan.is_crowded() || open(&here.wire).is_over() {
+        if self.is_held_back(conn) || open(&here.wire).is_over() {
             return;
         }
         let count = |list: &[Taken], taken: &Taken| list.iter().filter(|one| *one == taken).count();
@@ -559,7 +564,9 @@ impl World {
         if let Some(key) = self.oracle.ops[op].keys.last().cloned() {
             // With small send buffers the key of the last try may not have been written to the end; where a timeout cut
             // that try short, the votes are of the one before.
-            if !self.plan.is_crowded() && self.plan.timeout.is_none() {
+            let session = self.oracle.ops[op].session;
+            let is_held_back = |conn: usize| self.conns[conn].session == session && self.is_held_back(conn);
+            if !(0..self.conns.len()).any(is_held_back) && self.plan.timeout.is_none() {
                 self.check_votes(op, &key, votes);
             }
             self.note_failed(key);
@@ -711,6 +718,11 @@ impl World {
         let Some(attempt) = self.oracle.attempts.get(key) else { return };
         let Some(op) = self.oracle.ops.get(attempt.op) else { return };
         let (client, resources, began) = (op.client, op.resources.clone(), attempt.began);
+        // A slow network may still carry what was written long before.
+        let sent = attempt.conns.iter().map(|&conn| self.conns[conn].last_up).max().unwrap_or(0);
+        if sent >= self.now() {
+            return self.schedule(sent + 1, Event::LookForKey { key: key.to_vec() });
+        }
         for master in 0..self.nodes.len() {
             let is_there = |resource: &Vec<u8>| self.nodes[master].master.holder(resource) == Some(key);
             let there = resources.iter().any(is_there);
@@ -722,7 +734,10 @@ impl World {
 
     /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.
     pub fn was_within_reach(&self, client: usize, master: usize, since: Nanos) -> bool {
-        let faulty = |conn: &Conn| conn.client == client && conn.master == master && conn.is_held && conn.is_faulty;
+        let faulty = |conn: &Conn| {
+            let is_faulty = conn.is_held && conn.is_faulty || open(&conn.wire).was_full;
+            conn.client == client && conn.master == master && is_faulty
+        };
         let trouble = self.trouble[client][master];
         let undisturbed = trouble == 0 || trouble + SECOND < since;
         undisturbed && self.plan.is_patient() && !self.plan.is_crowded() && !self.conns.iter().any(faulty)

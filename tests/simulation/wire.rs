@@ -48,6 +48,8 @@ pub struct End {
     pub error: Option<io::ErrorKind>,
     /// Bytes the send buffer still takes.
     pub room: usize,
+    /// Whether it was ever full, so that what is decided may be written only later, or never.
+    pub was_full: bool,
     waiting: Vec<Waker>,
 }
 
@@ -125,6 +127,7 @@ impl AsyncWrite for Near {
         if let Some(error) = end.error {
             return Poll::Ready(Err(error.into()));
         }
+        end.was_full |= end.room < buf.len();
         if end.room == 0 {
             return end.wait(cx);
         }
@@ -180,6 +183,7 @@ impl Effects for Host {
             at_eof: false,
             error: None,
             room: self.room,
+            was_full: false,
             waiting: Vec::new(),
         };
         let wire = Arc::new(Mutex::new(end));
