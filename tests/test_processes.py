@@ -316,6 +316,108 @@ def test_a_child_may_release_what_its_parent_took(masters):
     assert run(source, *urls(servers)).strip() == "True"
 
 
+# A daemon is forked twice, and closes all descriptors that it does not know: their numbers become its own files'.
+DAEMON = """
+    import asyncio, gc, socket, tempfile
+    from redlock import AsyncRedlock
+
+    def daemonize():
+        if os.fork():
+            os._exit(os.wait()[1] != 0)
+        os.setsid()
+        if os.fork():
+            os._exit(os.wait()[1] != 0)
+        os.closerange(3, 64)
+        if KIND == "files":
+            mine = [tempfile.TemporaryFile() for _ in range(50)]
+        else:
+            mine = [end for _ in range(25) for end in socket.socketpair()]
+        return [(each, os.fstat(each.fileno())) for each in mine]
+
+    def all_open(mine):
+        try:
+            return all(os.path.samestat(os.fstat(each.fileno()), stat) for each, stat in mine)
+        except OSError as error:
+            return error
+
+    KIND, *urls = sys.argv[1:]
+"""
+USES = {
+    "idle connections": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    dlm.unlock(dlm.lock("r", 20000))
+    say(all_open(mine))
+    """,
+    "a manager that is collected": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "a grandchild of a child that used it": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    if os.fork():
+        os._exit(os.wait()[1] != 0)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    dlm.unlock(dlm.lock("r", 20000))
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "sessions of other threads": """
+    dlm = Redlock(urls, 1000, 0.01)
+    lock = dlm.lock("r", 20000)
+    for _ in range(4):
+        threading.Thread(target=dlm.lock, args=("r", 20000), daemon=True).start()
+    time.sleep(0.2)
+    mine = daemonize()
+    dlm.unlock(dlm.lock("other", 20000))
+    dlm.unlock(lock)
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "an event loop": """
+    adlm = AsyncRedlock(urls, 1)
+
+    async def pair():
+        await adlm.unlock(await adlm.lock("r", 20000))
+
+    class Loop(asyncio.SelectorEventLoop):
+        def __del__(self):
+            '(asyncio closes its own, whosever they are.)'
+
+    loop = Loop()
+    loop.run_until_complete(pair())
+    kept = loop._ssock, loop._csock, loop._selector._selector
+    mine = daemonize()
+    del loop
+    gc.collect()
+    asyncio.run(pair())
+    del adlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+}
+
+
+@pytest.mark.parametrize("kind_of_file", ["files", "sockets"])
+@pytest.mark.parametrize("use", USES)
+def test_a_daemon_keeps_its_files_whose_numbers_were_the_parents_connections(masters, use, kind_of_file):
+    """Whatever the numbers have become, what came with the fork does not close it."""
+    servers = masters(3)
+    source = DAEMON + USES[use]
+    with Program(source, kind_of_file, *urls(servers)) as program:
+        code, out, _ = program.finish()  # Python itself warns of forks beside threads
+    assert (code, out) == (0, "True\n")
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(masters, tmp_path, method):
     """Workers of a pool, each with a manager made from the same URLs; under fork also the inherited one."""
