@@ -81,11 +81,12 @@ class Engine:
         clock_guard: bool = False,
     ) -> Engine: ...
     def run(self, operation: Operation[_T]) -> _T:
-        """Do it in this thread, other Python threads going on meanwhile; then log what was noticed.
+        """Do it in this thread, other Python threads going on meanwhile; log what was noticed on the way.
 
         Raises:
-            BaseException: whatever a signal handler raised (``KeyboardInterrupt``); what was acquired is released
-                first.
+            BaseException: whatever a signal handler raised (``KeyboardInterrupt``), or another thread set to be raised
+                in this one; what was acquired is released first.
+            RuntimeError: in a child that was forked meanwhile; the call goes on in its parent.
         """
 
     def health(self) -> list[tuple[str | None, int, int]]:

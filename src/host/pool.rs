@@ -51,6 +51,9 @@ impl Pool {
         let home = self.current();
         let mut session = home.take(key).unwrap_or_else(|| home.new_session());
         let result = work(&mut session);
+        if getpid() != home.pid {
+            return result; // in a child that was forked meanwhile: not even the mutex is its own
+        }
         session.leave();
         let mut idle = locked(&home.idle);
         if idle.len() < MOST_IDLE {

@@ -13,7 +13,7 @@ use crate::python::endpoint::Endpoint;
 use crate::python::event_loop::LoopSession;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
-use crate::python::waiting;
+use crate::python::waiting::{self, Caller};
 
 /// Sessions to N masters, and the operations over them.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -41,21 +41,22 @@ impl Engine {
         Ok(Self { pool: Pool::new(endpoints, guards), log })
     }
 
-    /// Run an operation in this thread; then log what was noticed on the way.
+    /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
+    /// raised.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
-        // The last moment at which a signal finds a lock in our hands: raised later, it would be lost with the result.
-        let (outcome, reason) = match self.perform(py, operation)? {
-            Ended::Finished(outcome) => (outcome, py.check_signals().err()),
-            Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
-        };
+        let caller = Caller::here(py)?;
+        let (outcome, reason) = self.perform(py, operation, caller)?;
+        // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
+        let reason = reason.or_else(|| caller.check(py).err());
         let Some(reason) = reason else { return outcome.into_python(py) };
-        if let Some(claim) = outcome.taken() {
+        let mut again = None;
+        if let Some(claim) = outcome.taken()
+            && caller.is_home()
+        {
             // To the end even when another handler raises meanwhile: that is raised then.
-            if let Ended::BrokenOff(_, reason) = self.perform(py, &Operation::release_of(claim))? {
-                return Err(reason);
-            }
+            again = self.perform(py, &Operation::release_of(claim), caller)?.1;
         }
-        Err(reason)
+        Err(again.unwrap_or(reason))
     }
 
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
@@ -81,17 +82,23 @@ impl Engine {
 }
 
 impl Engine {
-    fn perform(&self, py: Python<'_>, operation: &Operation) -> PyResult<Ended<Outcome, PyErr>> {
+    /// Run an operation to its end: how that was, and what is to be raised.
+    fn perform(&self, py: Python<'_>, operation: &Operation, caller: Caller) -> PyResult<(Outcome, Option<PyErr>)> {
         let begin = |masters, cancel| operation.perform(masters, cancel);
         let ended = match waiting::patched_select(py)? {
             None => py.detach(|| {
-                self.pool.with_session(operation.key(), |session| blocking::run(session, begin, waiting::detached()))
+                self.pool.with_session(operation.key(), |session| blocking::run(session, begin, caller.detached()))
             }),
             Some(select) => self.pool.with_session(operation.key(), |session| {
-                blocking::run(session, begin, |sources, timeout| waiting::through(&select, sources, timeout))
+                blocking::run(session, begin, |sources, timeout| caller.through(&select, sources, timeout))
             }),
         };
+        let (outcome, reason) = match ended {
+            Ended::Finished(outcome) => (outcome, None),
+            Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
+            Ended::Inherited(reason) => return Err(reason),
+        };
         self.write_log(py);
-        Ok(ended)
+        Ok((outcome, reason))
     }
 }
