@@ -71,7 +71,10 @@ class LoopHost:
 
     def _turn(self) -> None:
         """Let the engine go on, with what has come and what is due."""
-        finished, changes, pause = self._session.turn()
+        finished, changes, pause, is_news = self._session.turn()
+        if is_news:
+            # Not here: a handler may end the program, and what has just ended is still in our hands.
+            asyncio.get_running_loop().call_soon(self._session.write_log)
         for fd, read, write in changes:
             self._watch(fd, read, write)
         if pause is not None:

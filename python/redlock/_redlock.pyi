@@ -84,8 +84,8 @@ class Engine:
         """Do it in this thread, other Python threads going on meanwhile; log what was noticed on the way.
 
         Raises:
-            BaseException: whatever a signal handler raised (``KeyboardInterrupt``), or another thread set to be raised
-                in this one; what was acquired is released first.
+            BaseException: whatever a signal handler raised (``KeyboardInterrupt``), another thread set to be raised in
+                this one, or ``log`` raised that is no ``Exception``; what was acquired is released first.
             RuntimeError: in a child that was forked meanwhile; the call goes on in its parent.
         """
 
@@ -101,7 +101,11 @@ class Engine:
         """A session for one event loop. It lives as long as the object; see there."""
 
     def write_log(self) -> None:
-        """Log what was noticed of the masters since the last call."""
+        """Log what was noticed of the masters since the last call.
+
+        Raises:
+            BaseException: what ``log`` raised that is no ``Exception``.
+        """
 
 @final
 class LoopSession:
@@ -117,14 +121,17 @@ class LoopSession:
     def start(self, operation: Operation[Any]) -> int:
         """Begin an operation; returns the number it is known by from now on."""
 
-    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None]:
-        """Go on with all that can go on, then log what was noticed.
+    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None, bool]:
+        """Go on with all that can go on.
 
         Returns:
             The operations that have ended, with their outcomes; ``(fd, read, write)`` for each descriptor that is to be
             watched differently from now on, for neither if not at all, in this order; the seconds until the next turn
-            is due, if one is.
+            is due, if one is; whether there is something to log.
         """
+
+    def write_log(self) -> None:
+        """As :meth:`Engine.write_log`."""
 
     def cancel(self, operation: int) -> None:
         """Give up an operation, if it can be given up and has not ended yet.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
 use crate::host::blocking::{self, Ended};
@@ -71,13 +71,20 @@ impl Engine {
         LoopSession::new(this.unbind(), session)
     }
 
-    /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.
-    pub(super) fn write_log(&self, py: Python<'_>) {
+    /// Log what was noticed of the masters since the last call. A handler that fails must not cost anybody a lock; what
+    /// is to end the program is raised when all is logged.
+    pub(super) fn write_log(&self, py: Python<'_>) -> PyResult<()> {
+        let mut result = Ok(());
         for (level, message) in self.pool.journal().take() {
-            if let Err(error) = self.log.call1(py, (level as i32, message)) {
-                error.write_unraisable(py, Some(self.log.bind(py)));
+            match self.log.call1(py, (level as i32, message)) {
+                Err(error) if error.is_instance_of::<PyException>(py) => {
+                    error.write_unraisable(py, Some(self.log.bind(py)));
+                }
+                Err(error) => result = result.and(Err(error)),
+                Ok(_) => {}
             }
         }
+        result
     }
 }
 
@@ -98,7 +105,12 @@ impl Engine {
             Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
             Ended::Inherited(reason) => return Err(reason),
         };
-        self.write_log(py);
-        Ok((outcome, reason))
+        let logged = self.write_log(py);
+        Ok((outcome, reason.or(logged.err())))
+    }
+
+    /// Whether there is something to log.
+    pub(super) fn has_news(&self) -> bool {
+        self.pool.journal().has_news()
     }
 }
