@@ -5,13 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 
 import pytest
 
-from support.locks import TTL, amanager, manager, nothing_left, warm
+from redlock import CannotObtainLock
+from redlock._loop import _Call
+from support.locks import TTL, amanager, awarm, manager, nothing_left, warm
 
 pytestmark = pytest.mark.once
 
+DRIFT = TTL // 100 + 2
+NAP = 0.4  # seconds
+SHORT = 300  # ms: a nap is more
+
+
+class Slow(logging.Handler):
+    """Takes so many seconds for a record."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self._seconds = seconds
+
+    def emit(self, _record):
+        time.sleep(self._seconds)
 
 
 class Ending(logging.Handler):
@@ -47,6 +64,84 @@ def degraded(masters):
     servers = masters(3)
     servers[2].kill()
     return servers
+
+
+# -- the validity that a caller gets -----------------------------------------------------------------------------------
+
+
+def test_the_time_that_a_log_takes_is_no_part_of_the_validity(degraded, handler):
+    handler(Slow(NAP))
+    lock = manager(degraded).lock("r", TTL)
+    assert 0 < lock.validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_neither_is_it_a_part_of_a_leases(degraded, handler):
+    handler(Slow(NAP))
+    with manager(degraded).acquire("r", TTL) as lease:
+        assert 0 < lease.validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_nor_of_an_extensions(masters, handler):
+    servers = masters(3)
+    dlm = manager(servers)
+    warm(dlm, servers)
+    lock = dlm.lock("r", TTL)
+    servers[2].kill()
+    handler(Slow(NAP))
+    assert 0 < dlm.extend(lock, TTL).validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_a_lock_that_is_over_when_it_is_had_is_refused(degraded, handler):
+    handler(Slow(NAP))
+    assert manager(degraded, retry_count=1).lock("r", SHORT) is False
+
+
+def test_a_lease_that_is_over_when_it_is_had_is_refused(degraded, handler):
+    handler(Slow(NAP))
+    with pytest.raises(CannotObtainLock):
+        manager(degraded).acquire("r", SHORT, timeout=0)
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Has the loop do something else for a while, between the end of an operation and the task that waits for it."""
+    finish = _Call.finish
+
+    def late(call, outcome):
+        time.sleep(NAP)
+        finish(call, outcome)
+
+    return lambda: monkeypatch.setattr(_Call, "finish", late)
+
+
+def test_the_time_for_which_a_loop_is_busy_is_no_part_of_the_validity(masters, busy):
+    async def main():
+        adlm = amanager(servers, retry_count=1)
+        await awarm(adlm, servers)
+        busy()
+        lock = await adlm.lock("r", TTL)
+        assert 0 < lock.validity <= TTL - DRIFT - NAP * 1000
+        extended = await adlm.extend(lock, TTL)
+        assert 0 < extended.validity <= TTL - DRIFT - NAP * 1000
+        await adlm.unlock(lock)
+
+    servers = masters(3)
+    asyncio.run(main())
+
+
+def test_what_is_over_when_its_task_goes_on_is_refused(masters, busy):
+    async def main():
+        adlm = amanager(servers, retry_count=1)
+        await awarm(adlm, servers)
+        lock = await adlm.lock("other", TTL)
+        busy()
+        assert await adlm.lock("r", SHORT) is False
+        with pytest.raises(CannotObtainLock):
+            await adlm.acquire("r", SHORT, timeout=0)
+        assert await adlm.extend(lock, SHORT) is False
+
+    servers = masters(3)
+    asyncio.run(main())
 
 
 # -- what ends the program while a record is written -------------------------------------------------------------------

@@ -83,6 +83,9 @@ class Engine:
     def run(self, operation: Operation[_T]) -> _T:
         """Do it in this thread, other Python threads going on meanwhile; log what was noticed on the way.
 
+        What is held when this returns is good for at least a millisecond more: a lock of which less is left is given
+        back, and the call has failed.
+
         Raises:
             BaseException: whatever a signal handler raised (``KeyboardInterrupt``), another thread set to be raised in
                 this one, or ``log`` raised that is no ``Exception``; what was acquired is released first.
@@ -233,7 +236,7 @@ class Held:
 
     @property
     def validity_ms(self) -> int:
-        """How long it was safe to use when that was known."""
+        """How long it is safe to use from now on; 0 when that is over."""
 
     @property
     def expires_at(self) -> float:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
+use crate::clock::{BootClock, Clock};
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
 use crate::master::guard::Guards;
@@ -42,13 +43,16 @@ impl Engine {
     }
 
     /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
-    /// raised.
+    /// raised, and when nothing is left of it.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
         let caller = Caller::here(py)?;
         let (outcome, reason) = self.perform(py, operation, caller)?;
         // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
         let reason = reason.or_else(|| caller.check(py).err());
-        let Some(reason) = reason else { return outcome.into_python(py) };
+        // All that takes long lies behind: the log, and the wait for the interpreter.
+        if reason.is_none() && !outcome.is_over(BootClock.now()) {
+            return outcome.into_python(py);
+        }
         let mut again = None;
         if let Some(claim) = outcome.taken()
             && caller.is_home()
@@ -56,7 +60,7 @@ impl Engine {
             // To the end even when another handler raises meanwhile: that is raised then.
             again = self.perform(py, &Operation::release_of(claim), caller)?.1;
         }
-        Err(again.unwrap_or(reason))
+        again.or(reason).map_or_else(|| outcome.refused().into_python(py), Err)
     }
 
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
