@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Seconds that a cancelled caller waits for what it took to be given back. Well masters take a round trip; the engine
 # itself gives up the others sooner than this.
 GRACE = 1.0
+# Seconds after which the engine looks at its clock again: the loop's stands still while the machine is suspended.
+LONGEST_WAIT = 0.5
 
 
 class LoopHost:
@@ -93,7 +95,7 @@ class LoopHost:
 
     def _wake_in(self, pause: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + pause
+        due = loop.time() + min(pause, LONGEST_WAIT)
         # A timer that goes off too early costs one turn; setting it anew for each operation would cost more.
         if self._due is None or due < self._due:
             self._due = due
