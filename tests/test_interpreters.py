@@ -77,6 +77,27 @@ def test_exit_while_daemon_threads_wait(masters, wait, end):
     assert (code, out, err) == (-15 if end == "SIGTERM" else 0, "", "")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs on_exit of glibc")
+def test_threads_that_outlive_the_interpreter_are_quiet(masters):
+    """One comes back from a long wait, and there is no interpreter: the C library sleeps after its end."""
+    servers = masters(3)
+    source = """
+    import ctypes
+    dlm = Redlock(sys.argv[1:], 100_000, 600)
+    dlm.lock("r", 20_000)
+    for _ in range(8):
+        threading.Thread(target=dlm.lock, args=("r", 20_000), daemon=True).start()
+    time.sleep(0.5)
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "on_exit"):
+        os._exit(3)
+    libc.on_exit(libc.sleep, None)  # for as many seconds as the exit code says
+    sys.exit(3)
+    """
+    with Program(source, *urls(servers), timeout=LIVELY) as program:
+        assert program.finish() == (3, "", "")
+
+
 def test_lock_and_unlock_at_exit(masters):
     """When modules are already going: by `atexit`, by a finalizer, and by `__del__` of a global."""
     servers = masters(3)

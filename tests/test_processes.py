@@ -316,6 +316,108 @@ def test_a_child_may_release_what_its_parent_took(masters):
     assert run(source, *urls(servers)).strip() == "True"
 
 
+# A daemon is forked twice, and closes all descriptors that it does not know: their numbers become its own files'.
+DAEMON = """
+    import asyncio, gc, socket, tempfile
+    from redlock import AsyncRedlock
+
+    def daemonize():
+        if os.fork():
+            os._exit(os.wait()[1] != 0)
+        os.setsid()
+        if os.fork():
+            os._exit(os.wait()[1] != 0)
+        os.closerange(3, 64)
+        if KIND == "files":
+            mine = [tempfile.TemporaryFile() for _ in range(50)]
+        else:
+            mine = [end for _ in range(25) for end in socket.socketpair()]
+        return [(each, os.fstat(each.fileno())) for each in mine]
+
+    def all_open(mine):
+        try:
+            return all(os.path.samestat(os.fstat(each.fileno()), stat) for each, stat in mine)
+        except OSError as error:
+            return error
+
+    KIND, *urls = sys.argv[1:]
+"""
+USES = {
+    "idle connections": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    dlm.unlock(dlm.lock("r", 20000))
+    say(all_open(mine))
+    """,
+    "a manager that is collected": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "a grandchild of a child that used it": """
+    dlm = Redlock(urls, 1)
+    dlm.unlock(dlm.lock("r", 20000))
+    if os.fork():
+        os._exit(os.wait()[1] != 0)
+    dlm.unlock(dlm.lock("r", 20000))
+    mine = daemonize()
+    dlm.unlock(dlm.lock("r", 20000))
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "sessions of other threads": """
+    dlm = Redlock(urls, 1000, 0.01)
+    lock = dlm.lock("r", 20000)
+    for _ in range(4):
+        threading.Thread(target=dlm.lock, args=("r", 20000), daemon=True).start()
+    time.sleep(0.2)
+    mine = daemonize()
+    dlm.unlock(dlm.lock("other", 20000))
+    dlm.unlock(lock)
+    del dlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+    "an event loop": """
+    adlm = AsyncRedlock(urls, 1)
+
+    async def pair():
+        await adlm.unlock(await adlm.lock("r", 20000))
+
+    class Loop(asyncio.SelectorEventLoop):
+        def __del__(self):
+            '(asyncio closes its own, whosever they are.)'
+
+    loop = Loop()
+    loop.run_until_complete(pair())
+    kept = loop._ssock, loop._csock, loop._selector._selector
+    mine = daemonize()
+    del loop
+    gc.collect()
+    asyncio.run(pair())
+    del adlm
+    gc.collect()
+    say(all_open(mine))
+    """,
+}
+
+
+@pytest.mark.parametrize("kind_of_file", ["files", "sockets"])
+@pytest.mark.parametrize("use", USES)
+def test_a_daemon_keeps_its_files_whose_numbers_were_the_parents_connections(masters, use, kind_of_file):
+    """Whatever the numbers have become, what came with the fork does not close it."""
+    servers = masters(3)
+    source = DAEMON + USES[use]
+    with Program(source, kind_of_file, *urls(servers)) as program:
+        code, out, _ = program.finish()  # Python itself warns of forks beside threads
+    assert (code, out) == (0, "True\n")
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(masters, tmp_path, method):
     """Workers of a pool, each with a manager made from the same URLs; under fork also the inherited one."""
@@ -345,6 +447,44 @@ if __name__ == "__main__":
     start = f"os.execv(sys.executable, [sys.executable, {str(script)!r}, *sys.argv[1:]])"
     assert run(start, method, *urls(servers)) == "True\n"
     nothing_left(servers)
+
+
+@pytest.mark.parametrize("ends", ["handler returns", "handler exits"])
+def test_a_handler_that_forks_leaves_the_call_to_the_parent(masters, through, ends):
+    """The child neither sends a byte on its parent's connections nor releases what its parent takes."""
+    servers = masters(3)
+    lock = manager(servers).lock("r", TTL)
+    proxies = [through(server) for server in servers]
+    source = """
+    def fork(*_):
+        global child
+        child = os.fork()
+        if child == 0 and sys.argv[1] == "handler exits":
+            raise SystemExit
+    parent = os.getpid()
+    signal.signal(signal.SIGUSR1, fork)
+    dlm = Redlock(sys.argv[2:], 1000, 600)
+    say("waiting")
+    try:
+        lock = dlm.lock("r", 20000)
+    except (RuntimeError, SystemExit):
+        os._exit(os.getpid() == parent)
+    say(os.waitpid(child, 0)[1], bool(lock), lock.key.decode())
+    """
+    with Program(source, ends, *urls(proxies)) as program:
+        assert program.hear() == "waiting"
+        wait_until(lambda: all(len(proxy.links) == 1 and b"PTTL" in proxy.links[0].sent for proxy in proxies))
+        time.sleep(0.2)
+        quiet = [bytes(proxy.links[0].sent) for proxy in proxies]
+        program.interrupt(signal.SIGUSR1)
+        time.sleep(0.5)
+        assert [bytes(proxy.links[0].sent) for proxy in proxies] == quiet
+        manager(servers).unlock(lock)
+        code, locked, key = program.hear().split()
+        assert (code, locked) == ("0", "True")
+        assert is_held(servers, Lock(0, "r", key.encode()))
+        assert program.finish() == (0, "", "")
+    assert all(len(proxy.links) == 1 for proxy in proxies)
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
@@ -505,6 +645,96 @@ def test_a_handler_that_locks(masters):
         holder.unlock(lock)
         assert program.hear() == "True"
         assert program.finish() == (0, "", "")
+
+
+# -- exceptions for a thread -------------------------------------------------------------------------------------------
+
+RAISE = """
+    import ctypes
+
+    class TimeLimit(BaseException):
+        pass
+
+    def set_in(thread):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeLimit))
+"""
+
+
+@pytest.mark.parametrize("thread", ["main", "another"])
+@pytest.mark.parametrize("call", ["lock", "acquire"])
+def test_an_exception_set_into_a_waiting_thread_ends_the_wait(masters, thread, call):
+    """As job queues do it that limit the time of a job: raised while others hold the lock, and nothing is taken."""
+    servers = masters(3)
+    lock = manager(servers).lock("r", TTL)
+    source = (
+        RAISE
+        + """
+    dlm = Redlock(sys.argv[3:], 1000, 600)
+    calls = {"lock": lambda: dlm.lock("r", 20000), "acquire": lambda: dlm.acquire("r", 20000, timeout=1000)}
+
+    def work():
+        say("waiting")
+        try:
+            calls[sys.argv[2]]()
+        except TimeLimit:
+            say("raised")
+
+    if sys.argv[1] == "main":
+        threading.Timer(0.5, set_in, [threading.main_thread()]).start()
+        work()
+    else:
+        worker = threading.Thread(target=work)
+        worker.start()
+        time.sleep(0.5)
+        set_in(worker)
+        worker.join()
+    hear()
+    """
+    )
+    with Program(source, thread, call, *urls(servers), timeout=LIVELY) as program:
+        assert program.hear() == "waiting"
+        assert program.hear() == "raised"
+        assert is_held(servers, lock)
+        manager(servers).unlock(lock)
+        nothing_left(servers)
+        program.say()
+        assert program.finish() == (0, "", "")
+
+
+def test_an_exception_set_into_a_thread_at_any_moment_of_a_wait_leaves_nothing(masters):
+    """Just when the lock is had, as well: it is given back then."""
+    servers = masters(3)
+    source = (
+        RAISE
+        + """
+    dlm = Redlock(sys.argv[1:], 3, 0.001)
+    go = threading.Event()
+
+    def limit(thread):
+        for _ in range(100):
+            go.wait()
+            go.clear()
+            time.sleep(0.002 + random.random() / 100)
+            set_in(thread)
+
+    threading.Thread(target=limit, args=[threading.main_thread()]).start()
+    for number in range(100):
+        lock = None
+        go.set()
+        try:
+            for turn in range(1_000_000):
+                lock = dlm.lock(f"r{number}-{turn}", 60000)
+                dlm.unlock(lock)
+                lock = None
+        except TimeLimit:
+            if lock:
+                dlm.unlock(lock)
+    """
+    )
+    with Program(source, *urls(servers)) as program:
+        assert program.finish() == (0, "", "")
+    # What is raised in the few bytecodes outside the engine loses that lock, which no library can prevent.
+    wait_until(lambda: len(set().union(*(server.keys() for server in servers))) <= 10, 2)
 
 
 # -- exit --------------------------------------------------------------------------------------------------------------

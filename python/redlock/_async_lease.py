@@ -8,7 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from redlock._connections import logger
-from redlock._lease import LeaseBase
+from redlock._lease import LONGEST_WAIT, LeaseBase
 from redlock._outcomes import in_words, loss, why_not_extended
 from redlock._redlock import now
 
@@ -55,7 +55,7 @@ class AsyncLoss:
         while lease._why_not() is None:  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(lease._over.wait(), lease._expires_at - now())  # noqa: SLF001
+                await asyncio.wait_for(lease._over.wait(), min(lease._expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
         return self.is_set()
 
 
@@ -263,7 +263,8 @@ class AsyncLease(LeaseBase):
         if self._reason is None and (self._upkeep or self._body):
             due = self._upkeep.due if self._upkeep and not self._work else self._lost_at()
             # Not less than a loop's clock can tell: it would go off again and again until it is time.
-            self._alarm = asyncio.get_running_loop().call_later(max(due - now(), 0.001), self._look)
+            pause = min(max(due - now(), 0.001), LONGEST_WAIT)
+            self._alarm = asyncio.get_running_loop().call_later(pause, self._look)
 
     def _look(self) -> None:
         """Do what is due."""

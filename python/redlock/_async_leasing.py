@@ -35,6 +35,10 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         operation = Operation.acquire(names, *terms, pace.tries, pace.delay, pace.timeout, script, fencing=pace.fencing)
         outcome = await self._manager._run(operation, give_back)  # noqa: SLF001
         self.attempts += operation.rounds
+        if isinstance(outcome, Held) and not outcome.validity_ms:
+            # The loop was busy for so long with something else.
+            await self._manager._run(Operation.release(names, outcome.key, script))  # noqa: SLF001
+            return outcome.votes
         return outcome
 
     async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[Vote]:
@@ -52,6 +56,8 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         operation = Operation.extend(self._names(), encode("key", key), *terms)
         with self._timed():
             outcome = await self._manager._run(operation)  # noqa: SLF001
+        if isinstance(outcome, Held) and not outcome.validity_ms:
+            return outcome.votes  # the loop was busy for so long with something else
         self.counters.extended += isinstance(outcome, Held)
         return outcome
 

@@ -6,6 +6,7 @@ import threading
 from math import inf
 from typing import TYPE_CHECKING
 
+from redlock._lease import LONGEST_WAIT
 from redlock._redlock import now
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Keeper:
                 lease = first if _lost_at(first) <= at else min(self._kept, key=_due)
                 if (pause := _due(lease) - at) <= 0:
                     return lease, _lost_at(first)
-                self._changed.wait(min(pause, threading.TIMEOUT_MAX))
+                self._changed.wait(min(pause, LONGEST_WAIT))
             self._thread = None
             return None
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from redlock._types import Encodable, HeldLike, Reason
 
 
+# Seconds after which deadlines are looked at again: while the machine is suspended, what is waited stands still.
+LONGEST_WAIT = 1.0
+
+
 class Upkeep:
     """When a lease that is kept by extensions is to be extended next, and when it has to be given up.
 
@@ -257,7 +261,7 @@ class Loss:
         lease = self._lease
         while lease._why_not() is None and (left := end - now()) > 0:  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
-            lease._over.wait(min(left, lease._expires_at - now(), threading.TIMEOUT_MAX))  # noqa: SLF001
+            lease._over.wait(min(left, lease._expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
         return self.is_set()
 
 

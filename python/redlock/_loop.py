@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Seconds that a cancelled caller waits for what it took to be given back. Well masters take a round trip; the engine
 # itself gives up the others sooner than this.
 GRACE = 1.0
+# Seconds after which the engine looks at its clock again: the loop's stands still while the machine is suspended.
+LONGEST_WAIT = 0.5
 
 
 class LoopHost:
@@ -71,7 +73,10 @@ class LoopHost:
 
     def _turn(self) -> None:
         """Let the engine go on, with what has come and what is due."""
-        finished, changes, pause = self._session.turn()
+        finished, changes, pause, is_news = self._session.turn()
+        if is_news:
+            # Not here: a handler may end the program, and what has just ended is still in our hands.
+            asyncio.get_running_loop().call_soon(self._session.write_log)
         for fd, read, write in changes:
             self._watch(fd, read, write)
         if pause is not None:
@@ -90,7 +95,7 @@ class LoopHost:
 
     def _wake_in(self, pause: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + pause
+        due = loop.time() + min(pause, LONGEST_WAIT)
         # A timer that goes off too early costs one turn; setting it anew for each operation would cost more.
         if self._due is None or due < self._due:
             self._due = due

@@ -83,11 +83,15 @@ class Engine:
         clock_guard: bool = False,
     ) -> Engine: ...
     def run(self, operation: Operation[_T]) -> _T:
-        """Do it in this thread, other Python threads going on meanwhile; then log what was noticed.
+        """Do it in this thread, other Python threads going on meanwhile; log what was noticed on the way.
+
+        What is held when this returns is good for at least a millisecond more: a lock of which less is left is given
+        back, and the call has failed.
 
         Raises:
-            BaseException: whatever a signal handler raised (``KeyboardInterrupt``); what was acquired is released
-                first.
+            BaseException: whatever a signal handler raised (``KeyboardInterrupt``), another thread set to be raised in
+                this one, or ``log`` raised that is no ``Exception``; what was acquired is released first.
+            RuntimeError: in a child that was forked meanwhile; the call goes on in its parent.
         """
 
     def health(self) -> list[tuple[str | None, int, int]]:
@@ -102,7 +106,11 @@ class Engine:
         """A session for one event loop. It lives as long as the object; see there."""
 
     def write_log(self) -> None:
-        """Log what was noticed of the masters since the last call."""
+        """Log what was noticed of the masters since the last call.
+
+        Raises:
+            BaseException: what ``log`` raised that is no ``Exception``.
+        """
 
 @final
 class LoopSession:
@@ -118,14 +126,17 @@ class LoopSession:
     def start(self, operation: Operation[Any]) -> int:
         """Begin an operation; returns the number it is known by from now on."""
 
-    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None]:
-        """Go on with all that can go on, then log what was noticed.
+    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None, bool]:
+        """Go on with all that can go on.
 
         Returns:
             The operations that have ended, with their outcomes; ``(fd, read, write)`` for each descriptor that is to be
             watched differently from now on, for neither if not at all, in this order; the seconds until the next turn
-            is due, if one is.
+            is due, if one is; whether there is something to log.
         """
+
+    def write_log(self) -> None:
+        """As :meth:`Engine.write_log`."""
 
     def cancel(self, operation: int) -> None:
         """Give up an operation, if it can be given up and has not ended yet.
@@ -260,7 +271,7 @@ class Held:
 
     @property
     def validity_ms(self) -> int:
-        """How long it was safe to use when that was known."""
+        """How long it is safe to use from now on; 0 when that is over."""
 
     @property
     def expires_at(self) -> float:

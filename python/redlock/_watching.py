@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import selectors
 import socket
 import threading
@@ -30,7 +31,7 @@ class WatchingThread:
         self._wanted: dict[int, int] = {}
         self._near, far = socket.socketpair()
         self._near.settimeout(0)
-        finalize(self, self._near.close)
+        finalize(self, _close, self._near, os.getpid())
         loop = asyncio.get_running_loop()
         self._stay(loop)
         # A weak reference, or the thread would keep alive what it is to end with.
@@ -57,6 +58,14 @@ class WatchingThread:
     def _stay(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the loop refer to this: between two calls, nothing else does."""
         loop.call_later(A_DAY, self._stay, loop)
+
+
+def _close(near: socket.socket, pid: int) -> None:
+    """Close it; not in a forked child, where its number may have become another file's."""
+    if pid == os.getpid():
+        near.close()
+    else:
+        near.detach()
 
 
 class _Teller:

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use rustix::process::getpid;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -14,8 +15,9 @@ use crate::engine::acquire::Cancel;
 use crate::engine::{Masters, Session};
 use crate::runtime::Source;
 
-/// The longest single wait; nothing in particular happens then.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest single wait. While the machine is suspended, the time that is waited stands still, and the clock of the
+/// deadlines does not: it is looked at again at least so often. So are exceptions that are meant for the waiting thread.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// How an operation ended.
 #[derive(Debug)]
@@ -24,12 +26,14 @@ pub enum Ended<T, E> {
     Finished(T),
     /// With its result, after the wait was broken off: what the operation took must be given back.
     BrokenOff(T, E),
+    /// Without a result, in a child that was forked during the wait: the operation goes on in its parent, alone.
+    Inherited(E),
 }
 
 /// Run `operation` to its end, on a session that has caught up.
 ///
 /// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it
-/// fails the operation is cancelled, and ends as soon as it has cleaned up.
+/// fails the operation is cancelled, and ends as soon as it has cleaned up. It must fail in a forked child.
 pub fn run<T, E, F>(
     session: &mut Session,
     operation: impl FnOnce(Arc<Masters>, Cancel) -> F,
@@ -39,6 +43,7 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
+    let home = getpid();
     let (cancel, cancelled) = oneshot::channel();
     let mut cancel = Some(cancel);
     let mut broken_off = None;
@@ -52,6 +57,9 @@ where
             (Err(TryRecvError::Closed), _) => unreachable!("an operation that started ends with its result"),
         }
         if let Err(why) = wait_once(session, &mut wait) {
+            if getpid() != home {
+                return Ended::Inherited(why);
+            }
             broken_off.get_or_insert(why);
             cancel.take().map(|cancel| cancel.send(()));
         }
@@ -90,4 +98,31 @@ fn interest(source: &Source) -> PollFlags {
     flags.set(PollFlags::IN, source.wants_read());
     flags.set(PollFlags::OUT, source.wants_write());
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+
+    /// What is waited is bounded, however far the next deadline is: the clock may jump while nothing else happens.
+    #[test]
+    fn no_wait_is_longer_than_the_longest() {
+        for rest in [Some(Duration::from_secs(3600)), None] {
+            let mut session = Session::new(&[], Arc::default(), Arc::new(System::default()));
+            let mut waits = Vec::new();
+            let operation = |masters: Arc<Masters>, cancel: Cancel| async move {
+                match rest {
+                    Some(rest) => _ = futures_util::future::select(masters.handle().sleep(rest), cancel).await,
+                    None => _ = cancel.await,
+                }
+            };
+            let ended = run(&mut session, operation, |_, timeout| {
+                waits.push(timeout);
+                if waits.len() < 3 { Ok(()) } else { Err("enough") }
+            });
+            assert!(matches!(ended, Ended::BrokenOff((), "enough")));
+            assert_eq!(waits, [LONGEST_WAIT; 3]);
+        }
+    }
 }

@@ -64,6 +64,9 @@ impl Pool {
         let (session, debt) = home.take(key);
         let mut session = session.unwrap_or_else(|| home.new_session());
         let result = work(&mut session);
+        if getpid() != home.pid {
+            return result; // in a child that was forked meanwhile: not even the mutex is its own
+        }
         session.leave();
         let mut sessions = locked(&home.sessions);
         if sessions.idle.len() < MOST_IDLE {

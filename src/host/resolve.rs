@@ -1,13 +1,13 @@
 //! Names to addresses, without stalling anybody's deadline.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncReadExt;
 
-use crate::runtime::{Handle, Socket, Source, locked};
+use crate::runtime::{Descriptor, Handle, Socket, Source, locked};
 
 type Found = Arc<Mutex<io::Result<Vec<SocketAddr>>>>;
 
@@ -21,15 +21,16 @@ pub(super) async fn resolve(host: String, port: u16, handle: &Handle) -> io::Res
     let (near, far) = UnixStream::pair()?;
     near.set_nonblocking(true)?;
     let found: Found = Arc::new(Mutex::new(Err(io::ErrorKind::NotFound.into())));
-    let result = Arc::clone(&found);
+    let (far, result) = (Descriptor::new(far.into()), Arc::clone(&found));
     std::thread::Builder::new().name("redlock-dns".into()).spawn(move || look_up(&host, port, &result, far))?;
     let mut done = Socket::new(Source::new(near.into()), handle);
     _ = done.read_u8().await;
     std::mem::replace(&mut *locked(&found), Err(io::ErrorKind::NotFound.into()))
 }
 
-fn look_up(host: &str, port: u16, result: &Found, mut done: UnixStream) {
+#[expect(clippy::needless_pass_by_value, reason = "closed when the thread ends")]
+fn look_up(host: &str, port: u16, result: &Found, done: Descriptor) {
     *locked(result) = (host, port).to_socket_addrs().map(Iterator::collect);
     // Nobody may be waiting any more.
-    _ = done.write_all(&[1]);
+    _ = rustix::net::send(&done, &[1], rustix::net::SendFlags::NOSIGNAL);
 }

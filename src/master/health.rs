@@ -56,6 +56,12 @@ impl Journal {
         }
     }
 
+    /// Whether there are events to take.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// The events since the last call. Costs one atomic read when there are none.
     #[must_use]
     pub fn take(&self) -> Vec<(Level, String)> {

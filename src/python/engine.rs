@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
+use crate::clock::{BootClock, Clock};
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
 use crate::master::guard::Guards;
@@ -13,7 +14,7 @@ use crate::python::endpoint::Endpoint;
 use crate::python::event_loop::LoopSession;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
-use crate::python::waiting;
+use crate::python::waiting::{self, Caller};
 
 /// Sessions to N masters, and the operations over them.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -41,21 +42,25 @@ impl Engine {
         Ok(Self { pool: Pool::new(endpoints, guards), log })
     }
 
-    /// Run an operation in this thread; then log what was noticed on the way.
+    /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
+    /// raised, and when nothing is left of it.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
-        // The last moment at which a signal finds a lock in our hands: raised later, it would be lost with the result.
-        let (outcome, reason) = match self.perform(py, operation)? {
-            Ended::Finished(outcome) => (outcome, py.check_signals().err()),
-            Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
-        };
-        let Some(reason) = reason else { return outcome.into_python(py) };
-        if let Some(claim) = outcome.taken() {
-            // To the end even when another handler raises meanwhile: that is raised then.
-            if let Ended::BrokenOff(_, reason) = self.perform(py, &Operation::release_of(claim))? {
-                return Err(reason);
-            }
+        let caller = Caller::here(py)?;
+        let (outcome, reason) = self.perform(py, operation, caller)?;
+        // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
+        let reason = reason.or_else(|| caller.check(py).err());
+        // All that takes long lies behind: the log, and the wait for the interpreter.
+        if reason.is_none() && !outcome.is_over(BootClock.now()) {
+            return outcome.into_python(py);
         }
-        Err(reason)
+        let mut again = None;
+        if let Some(claim) = outcome.taken()
+            && caller.is_home()
+        {
+            // To the end even when another handler raises meanwhile: that is raised then.
+            again = self.perform(py, &Operation::release_of(claim), caller)?.1;
+        }
+        again.or(reason).map_or_else(|| outcome.refused().into_python(py), Err)
     }
 
     /// Per master what it last failed with, unless it has mended since, and how many errors and timeouts there were.
@@ -70,28 +75,46 @@ impl Engine {
         LoopSession::new(this.unbind(), session)
     }
 
-    /// Log what was noticed of the masters since the last call. A handler that raises must not cost anybody a lock.
-    pub(super) fn write_log(&self, py: Python<'_>) {
+    /// Log what was noticed of the masters since the last call. A handler that fails must not cost anybody a lock; what
+    /// is to end the program is raised when all is logged.
+    pub(super) fn write_log(&self, py: Python<'_>) -> PyResult<()> {
+        let mut result = Ok(());
         for (level, message) in self.pool.journal().take() {
-            if let Err(error) = self.log.call1(py, (level as i32, message)) {
-                error.write_unraisable(py, Some(self.log.bind(py)));
+            match self.log.call1(py, (level as i32, message)) {
+                Err(error) if error.is_instance_of::<PyException>(py) => {
+                    error.write_unraisable(py, Some(self.log.bind(py)));
+                }
+                Err(error) => result = result.and(Err(error)),
+                Ok(_) => {}
             }
         }
+        result
     }
 }
 
 impl Engine {
-    fn perform(&self, py: Python<'_>, operation: &Operation) -> PyResult<Ended<Outcome, PyErr>> {
+    /// Run an operation to its end: how that was, and what is to be raised.
+    fn perform(&self, py: Python<'_>, operation: &Operation, caller: Caller) -> PyResult<(Outcome, Option<PyErr>)> {
         let begin = |masters, cancel| operation.perform(masters, cancel);
         let ended = match waiting::patched_select(py)? {
             None => py.detach(|| {
-                self.pool.with_session(operation.key(), |session| blocking::run(session, begin, waiting::detached()))
+                self.pool.with_session(operation.key(), |session| blocking::run(session, begin, caller.detached()))
             }),
             Some(select) => self.pool.with_session(operation.key(), |session| {
-                blocking::run(session, begin, |sources, timeout| waiting::through(&select, sources, timeout))
+                blocking::run(session, begin, |sources, timeout| caller.through(&select, sources, timeout))
             }),
         };
-        self.write_log(py);
-        Ok(ended)
+        let (outcome, reason) = match ended {
+            Ended::Finished(outcome) => (outcome, None),
+            Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
+            Ended::Inherited(reason) => return Err(reason),
+        };
+        let logged = self.write_log(py);
+        Ok((outcome, reason.or(logged.err())))
+    }
+
+    /// Whether there is something to log.
+    pub(super) fn has_news(&self) -> bool {
+        self.pool.journal().has_news()
     }
 }

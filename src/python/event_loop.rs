@@ -78,24 +78,35 @@ type Interest = (RawFd, bool, bool);
 /// Finished operations with their outcomes, changes of interest, and the seconds until the next turn is due.
 type Turn<T> = (Vec<(u64, T)>, Vec<Interest>, Option<f64>);
 
+/// The same, and whether there is something to log.
+type Report<T> = (Vec<(u64, T)>, Vec<Interest>, Option<f64>, bool);
+
 #[pymethods]
 impl LoopSession {
     fn start(&self, operation: &Operation) -> u64 {
+        if self.is_inherited() {
+            return 0;
+        }
         locked(&self.state).start(operation)
     }
 
-    fn turn<'py>(&self, py: Python<'py>) -> PyResult<Turn<Bound<'py, PyAny>>> {
+    fn turn<'py>(&self, py: Python<'py>) -> PyResult<Report<Bound<'py, PyAny>>> {
         if self.is_inherited() {
-            return Ok(Turn::default());
+            return Ok(Report::default());
         }
         let (finished, changes, pause) = locked(&self.state).turn();
-        self.engine.get().write_log(py);
         let finished = finished.into_iter().map(|(operation, outcome)| Ok((operation, outcome.into_python(py)?)));
-        Ok((finished.collect::<PyResult<_>>()?, changes, pause))
+        Ok((finished.collect::<PyResult<_>>()?, changes, pause, self.engine.get().has_news()))
     }
 
     fn cancel(&self, operation: u64) {
-        locked(&self.state).cancel(operation);
+        if !self.is_inherited() {
+            locked(&self.state).cancel(operation);
+        }
+    }
+
+    fn write_log(&self, py: Python<'_>) -> PyResult<()> {
+        self.engine.get().write_log(py)
     }
 }
 

@@ -6,6 +6,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
+use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::acquire::{self, Token};
 use crate::engine::extend::{self, Extended};
 use crate::engine::inspect::Sighting;
@@ -33,6 +34,24 @@ impl Outcome {
         }
     }
 
+    /// Whether nothing is left of what was acquired or extended.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        match self {
+            Self::Acquired(Ok(held)) => validity_ms(held.expires_at, now) == 0,
+            Self::Extended(Ok(extended)) => validity_ms(extended.expires_at, now) == 0,
+            _ => false,
+        }
+    }
+
+    /// The same, as if it had come too late for a round to succeed.
+    pub(super) fn refused(self) -> Self {
+        match self {
+            Self::Acquired(Ok(held)) => Self::Acquired(Err(held.votes)),
+            Self::Extended(Ok(extended)) => Self::Extended(Err(extended.answers)),
+            other => other,
+        }
+    }
+
     /// What was taken, and must be given back if nobody wants the result.
     pub(super) fn taken(&self) -> Option<Arc<Claim>> {
         match self {
@@ -45,10 +64,7 @@ impl Outcome {
 /// A lock that was acquired or extended.
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct Held {
-    #[pyo3(get)]
-    validity_ms: u64,
-    #[pyo3(get)]
-    expires_at: f64,
+    expires_at: Instant,
     claim: Arc<Claim>,
     votes: Votes,
     token: Option<Token>,
@@ -61,6 +77,16 @@ enum Votes {
 
 #[pymethods]
 impl Held {
+    #[getter]
+    fn validity_ms(&self) -> u64 {
+        validity_ms(self.expires_at, BootClock.now())
+    }
+
+    #[getter]
+    fn expires_at(&self) -> f64 {
+        self.expires_at.since_zero().as_secs_f64()
+    }
+
     #[getter]
     fn key<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.claim.key)
@@ -87,18 +113,21 @@ impl Held {
 
 impl From<acquire::Held> for Held {
     fn from(held: acquire::Held) -> Self {
-        let acquire::Held { validity_ms, expires_at, claim, votes, token } = held;
-        let (expires_at, votes) = (expires_at.since_zero().as_secs_f64(), Votes::Granted(votes));
-        Self { validity_ms, expires_at, claim, votes, token }
+        let acquire::Held { expires_at, claim, votes, token, .. } = held;
+        Self { expires_at, claim, votes: Votes::Granted(votes), token }
     }
 }
 
 impl From<Extended> for Held {
     fn from(extended: Extended) -> Self {
-        let Extended { validity_ms, expires_at, claim, answers } = extended;
-        let (expires_at, votes) = (expires_at.since_zero().as_secs_f64(), Votes::Extended(answers));
-        Self { validity_ms, expires_at, claim, votes, token: None }
+        let Extended { expires_at, claim, answers, .. } = extended;
+        Self { expires_at, claim, votes: Votes::Extended(answers), token: None }
     }
+}
+
+/// Whole milliseconds that are left.
+fn validity_ms(expires_at: Instant, now: Instant) -> u64 {
+    u64::try_from(expires_at.since(now).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What one master said: a vote, an answer to a release or an extension, or how it failed.

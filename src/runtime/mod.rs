@@ -3,11 +3,13 @@
 //! Nothing here blocks. A host runs the [`Executor`] until it stalls, asks it for its [`Wait`], waits, tells each
 //! [`Source`] what it is ready for, and runs it again.
 
+mod descriptor;
 mod effects;
 mod executor;
 mod race;
 mod source;
 
+pub use descriptor::Descriptor;
 pub use effects::{Effects, Stream};
 pub(crate) use executor::locked;
 pub use executor::{Executor, Handle, Sleep, Wait};

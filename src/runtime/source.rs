@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::runtime::{Handle, locked};
+use crate::runtime::{Descriptor, Handle, locked};
 
 /// No reply of ours is longer than this; a longer one is read in pieces.
 const READ_SIZE: usize = 1024;
@@ -16,7 +16,7 @@ const READ_SIZE: usize = 1024;
 /// A descriptor the host waits for, and who is to be woken.
 #[derive(Debug)]
 pub struct Source {
-    fd: OwnedFd,
+    fd: Descriptor,
     state: Mutex<State>,
 }
 
@@ -37,8 +37,9 @@ impl AsFd for Source {
 impl Source {
     /// A descriptor that is already in non-blocking mode, not yet known to be ready for anything.
     #[must_use]
-    pub const fn new(fd: OwnedFd) -> Self {
-        Self { fd, state: Mutex::new(State { readable: false, writable: false, reader: None, writer: None }) }
+    pub fn new(fd: OwnedFd) -> Self {
+        let state = State { readable: false, writable: false, reader: None, writer: None };
+        Self { fd: Descriptor::new(fd), state: Mutex::new(state) }
     }
 
     /// Whether somebody waits to read.

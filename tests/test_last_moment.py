@@ -1,0 +1,192 @@
+"""Between a decision and its caller: what happens there must neither be lost nor be left out of the account."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+
+import pytest
+
+from redlock import CannotObtainLock
+from redlock._loop import _Call
+from support.locks import TTL, amanager, awarm, manager, nothing_left, warm
+
+pytestmark = pytest.mark.once
+
+DRIFT = TTL // 100 + 2
+NAP = 0.4  # seconds
+SHORT = 300  # ms: a nap is more
+
+
+class Slow(logging.Handler):
+    """Takes so many seconds for a record."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self._seconds = seconds
+
+    def emit(self, _record):
+        time.sleep(self._seconds)
+
+
+class Ending(logging.Handler):
+    """Raises this while the first record is written, as a signal handler does that ends the program just then."""
+
+    def __init__(self, end):
+        super().__init__()
+        self._end = [end]
+
+    def emit(self, _record):
+        if self._end:
+            raise self._end.pop()
+
+
+@pytest.fixture
+def handler():
+    """Adds a handler to the logger, for the test."""
+    logger = logging.getLogger("redlock")
+    added = []
+
+    def add(one):
+        logger.addHandler(one)
+        added.append(one)
+
+    yield add
+    for one in added:
+        logger.removeHandler(one)
+
+
+@pytest.fixture
+def degraded(masters):
+    """Three servers, the last of which is down, and a record is written of that by the first call."""
+    servers = masters(3)
+    servers[2].kill()
+    return servers
+
+
+# -- the validity that a caller gets -----------------------------------------------------------------------------------
+
+
+def test_the_time_that_a_log_takes_is_no_part_of_the_validity(degraded, handler):
+    handler(Slow(NAP))
+    lock = manager(degraded).lock("r", TTL)
+    assert 0 < lock.validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_neither_is_it_a_part_of_a_leases(degraded, handler):
+    handler(Slow(NAP))
+    with manager(degraded).acquire("r", TTL) as lease:
+        assert 0 < lease.validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_nor_of_an_extensions(masters, handler):
+    servers = masters(3)
+    dlm = manager(servers)
+    warm(dlm, servers)
+    lock = dlm.lock("r", TTL)
+    servers[2].kill()
+    handler(Slow(NAP))
+    assert 0 < dlm.extend(lock, TTL).validity <= TTL - DRIFT - NAP * 1000
+
+
+def test_a_lock_that_is_over_when_it_is_had_is_refused(degraded, handler):
+    handler(Slow(NAP))
+    assert manager(degraded, retry_count=1).lock("r", SHORT) is False
+
+
+def test_a_lease_that_is_over_when_it_is_had_is_refused(degraded, handler):
+    handler(Slow(NAP))
+    with pytest.raises(CannotObtainLock):
+        manager(degraded).acquire("r", SHORT, timeout=0)
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Has the loop do something else for a while, between the end of an operation and the task that waits for it."""
+    finish = _Call.finish
+
+    def late(call, outcome):
+        time.sleep(NAP)
+        finish(call, outcome)
+
+    return lambda: monkeypatch.setattr(_Call, "finish", late)
+
+
+def test_the_time_for_which_a_loop_is_busy_is_no_part_of_the_validity(masters, busy):
+    async def main():
+        adlm = amanager(servers, retry_count=1)
+        await awarm(adlm, servers)
+        busy()
+        lock = await adlm.lock("r", TTL)
+        assert 0 < lock.validity <= TTL - DRIFT - NAP * 1000
+        extended = await adlm.extend(lock, TTL)
+        assert 0 < extended.validity <= TTL - DRIFT - NAP * 1000
+        await adlm.unlock(lock)
+
+    servers = masters(3)
+    asyncio.run(main())
+
+
+def test_what_is_over_when_its_task_goes_on_is_refused(masters, busy):
+    async def main():
+        adlm = amanager(servers, retry_count=1)
+        await awarm(adlm, servers)
+        lock = await adlm.lock("other", TTL)
+        busy()
+        assert await adlm.lock("r", SHORT) is False
+        with pytest.raises(CannotObtainLock):
+            await adlm.acquire("r", SHORT, timeout=0)
+        assert await adlm.extend(lock, SHORT) is False
+
+    servers = masters(3)
+    asyncio.run(main())
+
+
+# -- what ends the program while a record is written -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_while_a_record_is_written_reaches_it(degraded, handler, end):
+    """And the lock is given back before."""
+    dlm = manager(degraded)
+    handler(Ending(end))
+    with pytest.raises(end):
+        dlm.lock("r", TTL)
+    nothing_left(degraded[:2])
+    assert dlm.lock("r", TTL)
+
+
+def test_a_release_that_is_followed_by_it_is_done(masters, handler):
+    servers = masters(3)
+    dlm = manager(servers)
+    warm(dlm, servers)
+    lock = dlm.lock("r", TTL)
+    servers[2].kill()
+    handler(Ending(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dlm.unlock(lock)
+    nothing_left(servers[:2])
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_it_ends_an_event_loop_too(degraded, handler, end):
+    """As from any other callback: the tasks are cancelled, and give back what they took."""
+
+    async def main():
+        await amanager(degraded).lock("r", TTL)
+        await asyncio.sleep(60)
+
+    handler(Ending(end))
+    with pytest.raises(end):
+        asyncio.run(main())
+    nothing_left(degraded[:2])
+
+
+def test_a_handler_that_fails_costs_nobody_a_lock(degraded, handler, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    handler(Ending(OSError("no space left")))
+    assert manager(degraded).lock("r", TTL)
+    assert said == ["no space left"]
