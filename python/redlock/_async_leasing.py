@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
-from redlock._outcomes import log_failures
+from redlock._failures import log_failures
 from redlock._redlock import Held, Operation, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
@@ -69,7 +69,7 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001
         with self._timed():
             said = await self._manager._run(operation)  # noqa: SLF001
-        log_failures(self._resources, self._manager._names(), said)  # noqa: SLF001
+        log_failures(self.counters.failing_releases, self._resources, self._manager._names(), said)  # noqa: SLF001
         return said
 
 

@@ -17,6 +17,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from redlock._arguments import check_type
 from redlock._connections import logger, name
+from redlock._failures import log_failure
 from redlock._lock import Lock, MultipleRedlockException
 from redlock._redlock import now
 
@@ -190,13 +191,14 @@ def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
         try:
             manager.unlock_instance(server, resource, key)
         except Exception as error:  # noqa: BLE001 - the other masters are to be released all the same
-            _log_unlock_error(resource, server, error)
+            _log_unlock_error(manager, resource, server, error)
 
 
-def _log_unlock_error(resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
+def _log_unlock_error(manager: Redlock, resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
     # redis-py's errors say it all; where any other comes from is worth a traceback.
     trace = None if isinstance(error, _FAILURES) else error
-    logger.error("Error unlocking resource %s in server %s: %s", resource, name(server), _text(error), exc_info=trace)
+    failing = manager._count().failing_releases  # noqa: SLF001
+    log_failure(failing, id(server), ((resource,), name(server), _text(error)), trace)
 
 
 def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
@@ -233,8 +235,9 @@ def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, 
     try:
         deleted = server.eval(manager.unlock_script, 1, resource, key)
     except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
-        _log_unlock_error(resource, server, error)
+        _log_unlock_error(manager, resource, server, error)
         return _text(error)
+    manager._count().failing_releases.discard(id(server))  # noqa: SLF001
     return "released" if deleted else "absent"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redlock._connections import logger
 from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
 
 if TYPE_CHECKING:
@@ -104,14 +103,6 @@ def _unavailable(resource: Any, masters: Sequence[tuple[str, str]]) -> QuorumUna
 
 def _listed(masters: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {vote}" for name, vote in masters)
-
-
-def log_failures(resources: Iterable[Encodable], names: Iterable[str], said: Iterable[str]) -> None:
-    """Log the masters on which a release failed, as redlock-py does."""
-    resource = ", ".join(map(str, resources))
-    for name, outcome in zip(names, said, strict=False):
-        if outcome not in ("released", "absent"):
-            logger.error("Error unlocking resource %s in server %s: %s", resource, name, outcome)
 
 
 def why_not_extended(said: Sequence[str], quorum: int) -> Reason:
