@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Coroutine
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from redlock._redlock import Held, Operation, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from redlock._types import Encodable, Resource
@@ -73,8 +74,11 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         return said
 
 
-class Acquisition:
-    """A call of :meth:`AsyncRedlock.acquire`: to be awaited, or entered by ``async with``; once."""
+class Acquisition(Coroutine[Any, Any, "AsyncLease"]):
+    """A call of :meth:`AsyncRedlock.acquire`: to be awaited, or entered by ``async with``; once.
+
+    A coroutine, so that it can be a task: ``asyncio.create_task`` takes nothing else.
+    """
 
     def __init__(self, acquiring: Coroutine[Any, Any, AsyncLease]) -> None:
         self._acquiring = acquiring
@@ -82,6 +86,18 @@ class Acquisition:
 
     def __await__(self) -> Generator[Any, None, AsyncLease]:
         return self._acquiring.__await__()
+
+    def send(self, value: Any) -> Any:
+        """As of any coroutine: go on until it waits."""
+        return self._acquiring.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As of any coroutine: raise this where it waits."""
+        return self._acquiring.throw(*error)
+
+    def close(self) -> None:
+        """As of any coroutine: end it where it waits."""
+        self._acquiring.close()
 
     async def __aenter__(self) -> AsyncLease:
         self._lease = await self._acquiring
