@@ -231,6 +231,12 @@ def test_a_failed_release_is_logged(masters, loop, caplog):
     assert "Error unlocking resource r in server" in caplog.text
 
 
+def test_one_that_could_not_be_made_is_shown_all_the_same():
+    """Debuggers and error trackers show what a constructor that raised has left."""
+    for made in (AsyncRedlock.__new__(AsyncRedlock), redlock.Redlock.__new__(redlock.Redlock)):
+        assert repr(made) == f"<{type(made).__name__} over 0 masters, quorum None>"
+
+
 # -- masters -----------------------------------------------------------------------------------------------------------
 
 

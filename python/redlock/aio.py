@@ -99,7 +99,8 @@ class AsyncRedlock:
 
     def __repr__(self) -> str:
         """How many masters; not which, for clients show passwords."""
-        return f"<{type(self).__name__} over {len(self._master_names)} masters, quorum {self.quorum}>"
+        names = getattr(self, "_master_names", ())
+        return f"<{type(self).__name__} over {len(names)} masters, quorum {getattr(self, 'quorum', None)}>"
 
     async def lock(self, resource: Encodable, ttl: int) -> Lock | Literal[False]:
         """Acquire ``resource`` for ``ttl`` milliseconds, trying ``retry_count`` times.
