@@ -292,7 +292,6 @@ class OwnSync(redis.Redis):
     [
         Own(),
         OwnSync(),
-        redis.asyncio.Redis(connection_pool=redis.asyncio.BlockingConnectionPool()),
         redis.asyncio.Redis(redis_connect_func=print),
         redis.Redis(redis_connect_func=print),
         redis.asyncio.RedisCluster(host="127.0.0.1"),

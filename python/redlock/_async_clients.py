@@ -22,6 +22,7 @@ _TWINS: dict[object, Any] = {
     redis.asyncio.SSLConnection: redis.connection.SSLConnection,
     redis.asyncio.UnixDomainSocketConnection: redis.connection.UnixDomainSocketConnection,
 }
+_POOLS = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool)
 
 
 def connect(items: Iterable[AsyncItem], guards: Guards) -> _connections.Masters:
@@ -59,9 +60,10 @@ def _twin(client: Any) -> redis.Redis:
     Raises:
         TypeError: it is more than a plain client: what it does differently would be lost.
     """
-    kind, pool = type(client), getattr(client, "connection_pool", None)
+    kind = type(client)
+    pool: Any = getattr(client, "connection_pool", None)
     connection = _TWINS.get(getattr(pool, "connection_class", None))
-    if kind is not redis.asyncio.Redis or connection is None or type(pool) is not redis.asyncio.ConnectionPool:
+    if kind is not redis.asyncio.Redis or connection is None or type(pool) not in _POOLS:
         message = f"AsyncRedlock cannot use {kind.__module__}.{kind.__qualname__}: it is no plain redis.asyncio.Redis"
         raise TypeError(message)
     settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _connections.REDIS_PYS_OWN}

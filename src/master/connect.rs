@@ -57,7 +57,7 @@ pub(super) async fn log_in(
             Ok::<(), Infallible>(())
         });
     }
-    let login = endpoint.login(protocol);
+    let login = endpoint.with_login(handle).await?.login(protocol);
     let (connection, driver) = MultiplexedConnection::new_with_config(&login, Bounded::new(stream), config).await?;
     Ok(Link::new(connection, driver, handle, endpoint.answer_patience(), watches))
 }
