@@ -8,6 +8,7 @@ This module imports redis-py. It is imported when the first manager is made, so 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -15,8 +16,9 @@ import os
 import re
 import socket
 import ssl
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 import redis
@@ -126,6 +128,11 @@ def _scrubbed(text: str, secrets: set[str]) -> str:
     return text
 
 
+def _redis() -> Any:
+    """redis-py, or what a caller's test has put in its place as `redlock.redis`."""
+    return vars(sys.modules["redlock"]).get("redis", redis)
+
+
 def client(item: Item) -> SupportsSetEval:
     """The client for one item.
 
@@ -137,10 +144,10 @@ def client(item: Item) -> SupportsSetEval:
     if isinstance(item, str):
         if _sentinel.is_url(item):
             return _sentinel.client(item)
-        found: SupportsSetEval = redis.StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+        found: SupportsSetEval = _redis().StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
         return found
     if isinstance(item, Mapping):
-        made: SupportsSetEval = redis.StrictRedis(**item)
+        made: SupportsSetEval = _redis().StrictRedis(**item)
         return made
     kind = type(item)
     if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):
@@ -182,15 +189,11 @@ class Masters:
             _say_why_not(self.names, found, are_some_plain=bool(known))
         self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]
-        # The live ones. `set` and `eval` are inherited: they stand in these only when somebody patched them in.
-        self._namespaces = [vars(each) for each in (redis.client.Redis, *self.servers)] if self.engine else []
+        self._patches = _Patches(self.servers) if self.engine else None
 
     def is_patched(self) -> bool:
-        """Whether somebody put another ``set`` or ``eval`` in the place of redis-py's: that is to be called then."""
-        for names in self._namespaces:  # noqa: SIM110 - each call passes here, and a generator costs more
-            if "set" in names or "eval" in names:
-                return True
-        return False
+        """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+        return self._patches is not None and self._patches.are_there()
 
     def check_distinct(self) -> None:
         """Refuse one database named twice: it would have two votes. Several databases of one server are logged.
@@ -205,6 +208,49 @@ class Masters:
         hosts = [address.rpartition("/")[0] for address in self._known]
         for host in sorted({host for host in hosts if hosts.count(host) > 1}):
             logger.warning("%s is listed with several databases: those fail together", host)
+
+
+class _Patches:
+    """What somebody may have put in the place of redis-py's own methods, in clients or in their classes."""
+
+    def __init__(self, servers: Collection[SupportsSetEval]) -> None:
+        kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
+        # Of each: where it is found, its name, and what was last found there and may be passed by.
+        self._methods: list[tuple[type, str, object]] = [
+            *((redis.client.Redis, method, None) for method in ("set", "eval", "execute_command")),
+            *((kind, "connect", None) for kind in kinds),
+        ]
+        # The live ones. These methods are inherited: they stand in there only when somebody patched them in.
+        self._namespaces = [vars(server) for server in servers]
+
+    def are_there(self) -> bool:
+        """Whether there are any now."""
+        for index, (owner, method, known) in enumerate(self._methods):
+            found = getattr(owner, method)
+            if found is not known:
+                if not _does_as_redis_py(found):
+                    return True
+                self._methods[index] = owner, method, found
+        for names in self._namespaces:  # each call passes here, and a generator costs more
+            if "set" in names or "eval" in names:
+                return True
+            if "execute_command" in names and not _does_as_redis_py(names["execute_command"]):
+                return True
+        return False
+
+
+def _does_as_redis_py(method: object, depth: int = 4) -> bool:
+    """Whether it is redis-py's own, or a wrapper that leads to that, as tracing libraries put in its place.
+
+    Those change nothing that the servers see, and are put there for good. A mock leads nowhere.
+    """
+    if str(getattr(method, "__globals__", {}).get("__name__", "")).startswith("redis."):
+        return True
+    inner = [getattr(method, "__wrapped__", None)]
+    for cell in getattr(method, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            inner.append(cell.cell_contents)
+    return depth > 0 and any(callable(each) and _does_as_redis_py(each, depth - 1) for each in inner)
 
 
 def endpoint(server: SupportsSetEval) -> Endpoint | None:
