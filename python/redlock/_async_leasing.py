@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
 from redlock._failures import log_failures
+from redlock._outcomes import OWN_METHODS
 from redlock._redlock import Held, Operation, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from redlock._types import Encodable, Resource
+    from redlock._types import Encodable, HeldLike, Resource
     from redlock.aio import AsyncRedlock
 
 
 class AsyncOperations(Terms["AsyncRedlock"]):
     """What one lease, or one lock, needs of its manager."""
 
-    async def acquire(self, ttl: int, pace: Pace) -> Held | list[str]:
+    async def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[str]:
         """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
+        if clients := self._manager._clients:  # noqa: SLF001
+            if pace.fencing:
+                return [OWN_METHODS] * len(clients.clients)
+            tries = pace.tries, pace.delay, pace.timeout
+            return await clients.obtain(self._resources, self._terms(ttl), tries, self._manager.unlock_script)
         names, script = self._names(), self._manager._script()  # noqa: SLF001 - this module is a part of the manager
         terms = ttl, self.quorum, self._drift(ttl)
 
@@ -38,7 +44,10 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         self.attempts += operation.rounds
         return outcome
 
-    async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[str]:
+    def _terms(self, ttl: int) -> tuple[int, int, int]:
+        return ttl, self._drift(ttl), self.quorum
+
+    async def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[str]:
         """Set the time to live anew, once.
 
         Args:
@@ -51,9 +60,13 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         """
         terms = ttl, self.quorum, self._drift(ttl), until
         operation = Operation.extend(self._names(), encode("key", key), *terms)
+        outcome: HeldLike | list[str]
         with self._timed():
-            outcome = await self._manager._run(operation)  # noqa: SLF001
-        self.counters.extended += isinstance(outcome, Held)
+            if clients := self._manager._clients:  # noqa: SLF001
+                outcome = await clients.extend(self._resources, key, self._terms(ttl))
+            else:
+                outcome = await self._manager._run(operation)  # noqa: SLF001
+        self.counters.extended += not isinstance(outcome, list)
         return outcome
 
     async def release(self, key: Encodable) -> bool:
@@ -69,7 +82,10 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         """Release on every master; errors are logged. What each said."""
         operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001
         with self._timed():
-            said = await self._manager._run(operation)  # noqa: SLF001
+            if clients := self._manager._clients:  # noqa: SLF001
+                said = await clients.release(self._resources, key, self._manager.unlock_script)
+            else:
+                said = await self._manager._run(operation)  # noqa: SLF001
         log_failures(self.counters.failing_releases, self._resources, self._manager._names(), said)  # noqa: SLF001
         return said
 

@@ -228,18 +228,18 @@ class _Patches:
         for index, (owner, method, known) in enumerate(self._methods):
             found = getattr(owner, method)
             if found is not known:
-                if not _does_as_redis_py(found):
+                if not does_as_redis_py(found):
                     return True
                 self._methods[index] = owner, method, found
         for names in self._namespaces:  # each call passes here, and a generator costs more
             if "set" in names or "eval" in names:
                 return True
-            if "execute_command" in names and not _does_as_redis_py(names["execute_command"]):
+            if "execute_command" in names and not does_as_redis_py(names["execute_command"]):
                 return True
         return False
 
 
-def _does_as_redis_py(method: object, depth: int = 4) -> bool:
+def does_as_redis_py(method: object, depth: int = 4) -> bool:
     """Whether it is redis-py's own, or a wrapper that leads to that, as tracing libraries put in its place.
 
     Those change nothing that the servers see, and are put there for good. A mock leads nowhere.
@@ -250,7 +250,7 @@ def _does_as_redis_py(method: object, depth: int = 4) -> bool:
     for cell in getattr(method, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # it is empty
             inner.append(cell.cell_contents)
-    return depth > 0 and any(callable(each) and _does_as_redis_py(each, depth - 1) for each in inner)
+    return depth > 0 and any(callable(each) and does_as_redis_py(each, depth - 1) for each in inner)
 
 
 def endpoint(server: SupportsSetEval) -> Endpoint | None:
@@ -302,8 +302,8 @@ def _say_why_not(names: Iterable[str], found: Iterable[Endpoint | str], *, are_s
             level = logging.WARNING if are_some_plain or reason.startswith("its ") else logging.INFO
             logger.log(
                 level,
-                "all masters are asked by their clients' own methods, one after another and with their timeouts, for "
-                "master %s is beyond the engine: %s",
+                "all masters are asked by their clients' own methods, with their timeouts: the engine cannot stand in "
+                "for %s: %s",
                 master,
                 reason,
             )

@@ -22,13 +22,13 @@ from redlock._lock import Lock, MultipleRedlockException
 from redlock._redlock import now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redlock._manager import Redlock
     from redlock._types import Encodable, Sighting, SupportsSetEval
 
 # What redis-py raises when a master fails; its cluster client has a family of its own.
-_FAILURES = (RedisError, RedisClusterException)
+FAILURES = (RedisError, RedisClusterException)
 
 # Sets a TTL, and never a key: what has expired or was taken over stays so.
 # KEYS[1]: the resource. ARGV[1]: the key. ARGV[2]: the ttl in milliseconds.
@@ -40,7 +40,7 @@ EXTEND_SCRIPT = """
     else
         return held and -1 or 0
     end"""
-_EXTENSIONS = {1: "extended", 0: "absent", -1: "taken"}
+EXTENSIONS = {1: "extended", 0: "absent", -1: "taken"}
 
 
 class Held(NamedTuple):
@@ -69,10 +69,14 @@ def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator
 
 def _pause(delay: float, end: float) -> bool:
     """Sleep, and say whether there is time for another try."""
-    pause = delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
-    left = end - now()
+    pause, left = jittered(delay), end - now()
     time.sleep(max(0.0, min(pause, left)))
     return pause < left
+
+
+def jittered(delay: float) -> float:
+    """A pause of at most so long, and of at least half of it."""
+    return delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
 
 
 def acquire(manager: Redlock, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]) -> Lock | list[str]:
@@ -119,7 +123,7 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     try:
         said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in manager.servers]
         if said.count("granted") >= manager.quorum:
-            held = _in_time(start, terms, key, said)
+            held = in_time(start, terms, key, said)
     finally:
         if held is None:
             for resource in resources:
@@ -127,7 +131,7 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     return held, said
 
 
-def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[str]) -> Held | None:
+def in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[str]) -> Held | None:
     """What a quorum granted, unless it took so long that nothing is left of it.
 
     Args:
@@ -156,21 +160,24 @@ def _ask_for_all(
 def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> str:
     try:
         granted = manager.lock_instance(server, resource, key, ttl)
-    except _FAILURES as error:
+    except FAILURES as error:
         _note(manager, server, error)
-        return _text(error)
+        return text_of(error)
     _note(manager, server, None)
     return "granted" if granted else "refused"
 
 
 def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
+    note(manager._masters.failing if manager._masters else {}, server, error)  # noqa: SLF001
+
+
+def note(failing: dict[int, tuple[str | None, int]], server: Any, error: Exception | None) -> None:
     """Log a server's change of state, not each of its errors: an outage would drown the log."""
-    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
     failed, errors = failing.get(id(server), (None, 0))
     if error:
-        failing[id(server)] = _text(error), errors + 1
+        failing[id(server)] = text_of(error), errors + 1
         if not failed:
-            logger.warning("master %s gives no vote: %s", name(server), _text(error))
+            logger.warning("master %s gives no vote: %s", name(server), text_of(error))
     elif failed:
         failing[id(server)] = None, errors
         logger.info("master %s answers again", name(server))
@@ -178,11 +185,18 @@ def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) ->
 
 def health(manager: Redlock) -> list[tuple[str | None, int, int]]:
     """As the engine's; here a client that waits in vain raises an error like any other."""
-    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
-    return [(*failing.get(id(server), (None, 0)), 0) for server in manager.servers]
+    return health_of(manager._masters.failing if manager._masters else {}, manager.servers)  # noqa: SLF001
 
 
-def _text(error: Exception) -> str:
+def health_of(
+    failing: dict[int, tuple[str | None, int]], servers: Iterable[object]
+) -> list[tuple[str | None, int, int]]:
+    """The same, of these servers."""
+    return [(*failing.get(id(server), (None, 0)), 0) for server in servers]
+
+
+def text_of(error: Exception) -> str:
+    """What it says, or its name if it says nothing."""
     return str(error) or type(error).__name__
 
 
@@ -196,9 +210,9 @@ def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
 
 def _log_unlock_error(manager: Redlock, resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
     # redis-py's errors say it all; where any other comes from is worth a traceback.
-    trace = None if isinstance(error, _FAILURES) else error
+    trace = None if isinstance(error, FAILURES) else error
     failing = manager._count().failing_releases  # noqa: SLF001
-    log_failure(failing, id(server), ((resource,), name(server), _text(error)), trace)
+    log_failure(failing, id(server), ((resource,), name(server), text_of(error)), trace)
 
 
 def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
@@ -236,7 +250,7 @@ def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, 
         deleted = server.eval(manager.unlock_script, 1, resource, key)
     except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
         _log_unlock_error(manager, resource, server, error)
-        return _text(error)
+        return text_of(error)
     manager._count().failing_releases.discard(id(server))  # noqa: SLF001
     return "released" if deleted else "absent"
 
@@ -282,7 +296,7 @@ def extend(
     check_own_names(manager, "extend")
     start = now()
     said = [_extend_all(server, resources, key, terms[0]) for server in manager.servers]
-    held = _in_time(start, terms, key, said) if said.count("extended") >= manager.quorum else None
+    held = in_time(start, terms, key, said) if said.count("extended") >= manager.quorum else None
     return held or said
 
 
@@ -291,9 +305,9 @@ def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: En
     for resource in resources:
         try:
             reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
-            said = _EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
-        except _FAILURES as error:
-            said = _text(error)
+            said = EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
+        except FAILURES as error:
+            said = text_of(error)
         if said != "extended":
             break
     return said
@@ -315,9 +329,13 @@ def look(manager: Redlock, resource: Encodable) -> list[Sighting]:
 
 def _look_at(server: Any, resource: Encodable) -> Sighting:
     try:
-        key, ttl = server.get(resource), server.pttl(resource)
-    except _FAILURES as error:
-        return None, None, _text(error)
+        return seen(server.get(resource), server.pttl(resource))
+    except FAILURES as error:
+        return None, None, text_of(error)
+
+
+def seen(key: Any, ttl: int) -> Sighting:
+    """What a client's ``get`` and ``pttl`` returned."""
     if key is None or ttl == -2:  # noqa: PLR2004 - Redis's word for no such key: gone before the second question
         return None, None, None
     return key if isinstance(key, bytes) else str(key).encode(), ttl if ttl >= 0 else None, None
