@@ -548,7 +548,8 @@ def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves(
         assert dlm._engine() is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage().endswith("the engine cannot stand in for b:6379/0: its setting encoding")
+    assert record.getMessage().startswith("the engine cannot stand in for b:6379/0, which")
+    assert record.getMessage().endswith(": its setting encoding")
 
 
 def test_clients_for_which_there_is_no_other_way_are_no_warning(caplog):

@@ -27,6 +27,7 @@ import redis.sentinel
 
 from redlock import _sentinel
 from redlock._arguments import NO_GUARDS
+from redlock._native import Native
 from redlock._redlock import Endpoint, Engine
 
 if TYPE_CHECKING:
@@ -190,6 +191,21 @@ class Masters:
         self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]
         self._patches = _Patches(self.servers) if self.engine else None
+        plain = [server for server, each in zip(self.servers, found, strict=True) if not isinstance(each, str)]
+        self._mixture = None
+        if plain and not self.engine:
+            stand_ins = [
+                server if isinstance(each, str) else Native(each)
+                for server, each in zip(self.servers, found, strict=True)
+            ]
+            self._mixture = stand_ins, _Patches(plain)
+
+    def mixture(self) -> Collection[Any]:
+        """The servers, but the engine in the place of each plain client, unless somebody patched those."""
+        if self._mixture is None:
+            return self.servers
+        stand_ins, patches = self._mixture
+        return self.servers if patches.are_there() else stand_ins
 
     def is_patched(self) -> bool:
         """Whether somebody put another method in the place of redis-py's: that is to be called then."""
@@ -293,20 +309,15 @@ def _endpoint(server: SupportsSetEval) -> Endpoint:
 
 
 def _say_why_not(names: Iterable[str], found: Iterable[Endpoint | str], *, are_some_plain: bool) -> None:
-    """Log, once per manager, what has all masters asked by their clients' own methods.
+    """Log, once per manager, which masters are asked by their clients' own methods, and why.
 
     A plain client's caller, or one who mixes, may not expect it; with other clients there is no other way.
     """
     for master, reason in zip(names, found, strict=True):
         if isinstance(reason, str):
             level = logging.WARNING if are_some_plain or reason.startswith("its ") else logging.INFO
-            logger.log(
-                level,
-                "all masters are asked by their clients' own methods, with their timeouts: the engine cannot stand in "
-                "for %s: %s",
-                master,
-                reason,
-            )
+            text = "the engine cannot stand in for %s, which is called with its own methods and timeouts: %s"
+            logger.log(level, text, master, reason)
 
 
 def _is_honoured(name: str, value: object) -> bool:
@@ -405,8 +416,10 @@ def _min_version(version: int | None) -> str | None:
         raise NotNativeError(message) from None
 
 
-def name(server: SupportsSetEval) -> str:
+def name(server: object) -> str:
     """What logs call a server: where it is, if it says so, and nothing else of it."""
+    if isinstance(server, Native):
+        return server.address
     pool = getattr(server, "connection_pool", None)
     settings = getattr(pool, "connection_kwargs", None)
     if not isinstance(settings, Mapping):

@@ -19,10 +19,11 @@ from redlock._arguments import check_type
 from redlock._connections import logger, name
 from redlock._failures import log_failure
 from redlock._lock import Lock, MultipleRedlockException
+from redlock._native import Native
 from redlock._redlock import now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from redlock._manager import Redlock
     from redlock._types import Encodable, Sighting, SupportsSetEval
@@ -50,6 +51,14 @@ class Held(NamedTuple):
     expires_at: float
     key: Encodable
     votes: list[str]
+
+
+def _masters(manager: Redlock) -> Collection[Any]:
+    """The servers, the engine in the place of each that it can stand in for, unless a hook wants the client."""
+    masters = manager._masters  # noqa: SLF001
+    if masters is None or manager._overrides("lock_instance") or manager._overrides("unlock_instance"):  # noqa: SLF001
+        return manager.servers
+    return masters.mixture()
 
 
 def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator[int]:
@@ -121,7 +130,7 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     held: Held | None = None
     start = now()
     try:
-        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in manager.servers]
+        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in _masters(manager)]
         if said.count("granted") >= manager.quorum:
             held = in_time(start, terms, key, said)
     finally:
@@ -185,7 +194,7 @@ def note(failing: dict[int, tuple[str | None, int]], server: Any, error: Excepti
 
 def health(manager: Redlock) -> list[tuple[str | None, int, int]]:
     """As the engine's; here a client that waits in vain raises an error like any other."""
-    return health_of(manager._masters.failing if manager._masters else {}, manager.servers)  # noqa: SLF001
+    return health_of(manager._masters.failing if manager._masters else {}, _masters(manager))  # noqa: SLF001
 
 
 def health_of(
@@ -201,7 +210,7 @@ def text_of(error: Exception) -> str:
 
 
 def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
-    for server in manager.servers:
+    for server in _masters(manager):
         try:
             manager.unlock_instance(server, resource, key)
         except Exception as error:  # noqa: BLE001 - the other masters are to be released all the same
@@ -228,7 +237,7 @@ def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[str]:
     if not manager._overrides("unlock_instance"):  # noqa: SLF001 - the caller's hook may take other resources and keys
         check_type("resource", resource)
         check_type("key", key)
-        return [release_one(manager, server, resource, key) for server in manager.servers]
+        return [release_one(manager, server, resource, key) for server in _masters(manager)]
     errors = []
     for server in manager.servers:
         try:
@@ -247,7 +256,10 @@ def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, 
         ``"released"``, ``"absent"`` or the error's text.
     """
     try:
-        deleted = server.eval(manager.unlock_script, 1, resource, key)
+        if isinstance(server, Native):
+            deleted: object = server.release(resource, key, manager._script())  # noqa: SLF001
+        else:
+            deleted = server.eval(manager.unlock_script, 1, resource, key)
     except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
         _log_unlock_error(manager, resource, server, error)
         return text_of(error)
@@ -295,7 +307,7 @@ def extend(
     """
     check_own_names(manager, "extend")
     start = now()
-    said = [_extend_all(server, resources, key, terms[0]) for server in manager.servers]
+    said = [_extend_all(server, resources, key, terms[0]) for server in _masters(manager)]
     held = in_time(start, terms, key, said) if said.count("extended") >= manager.quorum else None
     return held or said
 
@@ -304,8 +316,11 @@ def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: En
     said = ""
     for resource in resources:
         try:
-            reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
-            said = EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
+            if isinstance(server, Native):
+                said = server.extend(resource, key, ttl)
+            else:
+                reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
+                said = EXTENSIONS.get(reply, f"unexpected reply: {reply!r:.80}")
         except FAILURES as error:
             said = text_of(error)
         if said != "extended":
@@ -320,14 +335,18 @@ def look(manager: Redlock, resource: Encodable) -> list[Sighting]:
         NotImplementedError: a client has no such methods, or ``lock_instance`` is overridden.
     """
     check_own_names(manager, "inspect")
-    for server in manager.servers:
-        if not (callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))):
+    for server in _masters(manager):
+        if not isinstance(server, Native) and not (
+            callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))
+        ):
             message = f"cannot inspect: a {type(server).__qualname__} has no get and pttl"
             raise NotImplementedError(message)
-    return [_look_at(server, resource) for server in manager.servers]
+    return [_look_at(server, resource) for server in _masters(manager)]
 
 
 def _look_at(server: Any, resource: Encodable) -> Sighting:
+    if isinstance(server, Native):
+        return server.look(resource)
     try:
         return seen(server.get(resource), server.pttl(resource))
     except FAILURES as error:
