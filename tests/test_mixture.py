@@ -92,7 +92,7 @@ def test_leases(mixed):
 
 
 def test_hooks_are_given_the_clients(mixed):
-    servers, dlm = mixed
+    _, dlm = mixed
     seen = []
 
     def lock_instance(server, resource, val, ttl):
