@@ -12,17 +12,18 @@ import redlock
 HINTS = """
 import sys, typing, inspect
 import redlock
-kind = getattr(redlock, sys.argv[1])
-names = sys.argv[2:] or [name for name in vars(kind) if not name.startswith("_")]
-for name in names:
-    method = vars(kind)[name]
-    method = getattr(method, "fget", method)
-    if inspect.isfunction(method):
-        hints = typing.get_type_hints(method)
-        assert set(hints) == set(method.__annotations__), name
-        assert not any(isinstance(hint, (str, typing.ForwardRef)) for hint in hints.values()), hints
-typing.get_type_hints(kind)
-typing.get_type_hints(kind.__init__)
+for kind in sys.argv[1].split():
+    kind = getattr(redlock, kind)
+    names = sys.argv[2:] or [name for name in vars(kind) if not name.startswith("_")]
+    for name in names:
+        method = vars(kind)[name]
+        method = getattr(method, "fget", method)
+        if inspect.isfunction(method):
+            hints = typing.get_type_hints(method)
+            assert set(hints) == set(method.__annotations__), name
+            assert not any(isinstance(hint, (str, typing.ForwardRef)) for hint in hints.values()), hints
+    typing.get_type_hints(kind)
+    typing.get_type_hints(kind.__init__)
 print("evaluated")
 """
 
@@ -40,6 +41,11 @@ def run(*arguments):
 @pytest.mark.parametrize("name", CLASSES)
 def test_annotations_of_a_public_class_can_be_evaluated(name):
     assert run(HINTS, name) == "evaluated"
+
+
+@pytest.mark.parametrize("names", [CLASSES, CLASSES[::-1]], ids=["forwards", "backwards"])
+def test_those_of_all_one_after_another_can_be_evaluated(names):
+    assert run(HINTS, " ".join(names)) == "evaluated"
 
 
 @pytest.mark.parametrize("name", ["lock", "acquire", "inspect"])

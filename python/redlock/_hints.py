@@ -11,7 +11,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, TypeAlias
+    from typing import Any, TypeAlias, TypeGuard
 
     _Annotations: TypeAlias = dict[str, Any]
 else:
@@ -86,6 +86,12 @@ def resolve_all() -> None:
         if name.partition(".")[0] == "redlock" and "__resolved__" not in vars(module):
             vars(module)["__resolved__"] = True
             _resolve(module)
+            # What was put there passes by the package's `__getattr__`.
+            make_late(*(each for each in vars(module).values() if _is_ours(each)))
+
+
+def _is_ours(value: object) -> TypeGuard[type]:
+    return isinstance(value, type) and value.__module__.partition(".")[0] == "redlock"
 
 
 def _resolve(module: Any) -> None:
