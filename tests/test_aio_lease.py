@@ -49,6 +49,10 @@ def adlm(servers):
     return amanager(servers)
 
 
+def _in_time(call):
+    return asyncio.wait_for(call, TTL)
+
+
 def occupy(servers, name="r", value="another", ttl=TTL):
     for server in servers:
         server.admin.set(name, value, px=ttl)
@@ -157,6 +161,7 @@ def test_waiting_and_not_getting_it(servers, adlm, loop):
         ({"resource": None}, TypeError),
         ({"max_hold": 1}, ValueError),
         ({"on_lost": print}, ValueError),
+        ({"auto_extend": True, "on_lost": 5}, TypeError),
     ],
 )
 def test_nonsense_is_refused(terms, error):
@@ -173,6 +178,44 @@ def test_a_call_that_is_never_awaited_is_warned_of():
     adlm = AsyncRedlock(["redis://127.0.0.1:1"])
     with pytest.warns(RuntimeWarning, match="never awaited"):
         forget(adlm.acquire("r", TTL))
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [asyncio.ensure_future, lambda call: asyncio.get_running_loop().create_task(call), asyncio.gather, _in_time],
+)
+def test_an_acquire_is_a_coroutine_and_so_can_be_a_task(adlm, servers, loop, begin):
+    async def main():
+        found = await begin(adlm.acquire("r", TTL))
+        lease = found[0] if isinstance(found, list) else found
+        assert isinstance(lease, AsyncLease)
+        await lease.release()
+
+    run(main(), loop)
+    nothing_left(servers)
+
+
+def test_a_task_of_an_acquire_that_is_cancelled_leaves_nothing(adlm, servers, loop):
+    async def main():
+        held_by_us = await adlm.acquire("r", TTL)
+        task = asyncio.get_running_loop().create_task(adlm.acquire("r", TTL))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await held_by_us.release()
+        await (await asyncio.wait_for(adlm.acquire("r", TTL), TTL)).release()
+
+    run(main(), loop)
+    nothing_left(servers)
+
+
+def test_an_acquire_that_is_closed_is_not_warned_of(adlm, recwarn):
+    call = adlm.acquire("r", TTL)
+    call.close()
+    del call
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def forget(acquisition):

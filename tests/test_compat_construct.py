@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import socket
@@ -11,9 +12,11 @@ import sys
 from collections import OrderedDict
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from types import MappingProxyType
 from unittest import mock
 
+import fakeredis
 import pytest
 import redis
 import redis.asyncio
@@ -459,6 +462,13 @@ PLAIN = {
             {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_KEEPINTVL: 9}},
             {"socket_keepalive": True, "socket_keepalive_options": {socket.TCP_KEEPINTVL: 9}},
         ),
+        (
+            {"socket_timeout": 0, "socket_connect_timeout": 0.0},
+            {"socket_timeout": None, "socket_connect_timeout": None},
+        ),
+        ({"health_check_interval": 30}, PLAIN),
+        ({"encoding_errors": "surrogateescape"}, PLAIN),
+        ({"connection_pool": redis.BlockingConnectionPool(host="h", timeout=1, db=2)}, {"host": "h", "db": 2}),
         ({"unix_socket_path": "/s", "db": 1}, {"path": "/s", "db": 1, "tls": None}),
         ({"ssl": True}, {"tls": TLS}),
         ({"ssl": True, "ssl_cert_reqs": ssl.CERT_OPTIONAL}, {"tls": {**TLS, "cert_reqs": "optional"}}),
@@ -480,6 +490,21 @@ PLAIN = {
 def test_settings_of_a_client_reach_the_engine(told, options, settings):
     seen = told(redis.Redis(**options))
     assert {name: seen[name] for name in settings} == settings
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
+def test_options_of_tcp_reach_the_socket(masters):
+    """As the kernel shows them."""
+    (server,) = masters(1)
+    options = {socket.TCP_USER_TIMEOUT: 9000, socket.TCP_KEEPIDLE: 7, socket.TCP_KEEPINTVL: 8, socket.TCP_KEEPCNT: 9}
+    dlm = Redlock([{"port": server.port, "socket_keepalive": True, "socket_keepalive_options": options}])
+    assert dlm._masters.engine is not None
+    assert dlm.lock("r", TTL)
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError), socket.fromfd(int(link.name), socket.AF_INET, socket.SOCK_STREAM) as ours:
+            found += [[ours.getsockopt(socket.IPPROTO_TCP, option) for option in options]]
+    assert list(options.values()) in found
 
 
 def test_certificates_of_a_client_reach_the_engine(told, authority):
@@ -510,16 +535,14 @@ class DerivedConnection(redis.Connection):
     [
         Derived(),
         redis.Redis(connection_pool=DerivedPool()),
-        redis.Redis(connection_pool=redis.BlockingConnectionPool()),
         redis.Redis(connection_pool=redis.ConnectionPool(connection_class=DerivedConnection)),
         redis.sentinel.Sentinel([("h", 26379)]).master_for("master"),
         redis.Redis(encoding="latin-1"),
-        redis.Redis(encoding_errors="surrogateescape"),
         redis.Redis(redis_connect_func=print),
-        redis.Redis(credential_provider=redis.UsernamePasswordCredentialProvider("u", "p")),
         redis.Redis(password=["p"]),
         redis.Redis(connection_pool=redis.ConnectionPool(socket_type=socket.AF_INET)),
         redis.Redis(socket_keepalive=True, socket_keepalive_options={socket.TCP_KEEPINTVL: b"9"}),
+        redis.Redis(socket_keepalive=True, socket_keepalive_options={socket.TCP_NODELAY: 1}),
         redis.Redis(ssl=True, ssl_password="p"),
         redis.Redis(ssl=True, ssl_ciphers="ALL"),
         redis.Redis(ssl=True, ssl_min_version=ssl.TLSVersion.MINIMUM_SUPPORTED),
@@ -533,5 +556,23 @@ def test_what_the_engine_cannot_honour_is_left_to_the_client(told, client):
     assert Redlock([client])._masters.engine is None
 
 
-def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves():
-    assert Redlock(["redis://a", redis.Redis("b", encoding="latin-1"), "redis://c"])._masters.engine is None
+def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves(caplog):
+    """It is said once which, and why."""
+    dlm = Redlock(["redis://a", redis.Redis("b", encoding="latin-1", password="canary"), "redis://c"])
+    for _ in range(3):
+        assert dlm._engine() is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("the engine cannot stand in for b:6379/0, which")
+    assert record.getMessage().endswith(": its setting encoding")
+
+
+def test_clients_for_which_there_is_no_other_way_are_no_warning(caplog):
+    assert Redlock([fakeredis.FakeRedis()])._engine() is None
+    assert caplog.text == ""
+
+
+def test_reading_a_client_warns_of_nothing(recwarn):
+    """The tests make each warning an error; redis-py warns of what its own client was made with."""
+    assert Redlock(["redis://h?retry_on_timeout=1&lib_name=me"])._engine() is not None
+    assert [str(warning.message) for warning in recwarn] == []

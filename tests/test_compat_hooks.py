@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from types import SimpleNamespace
@@ -10,8 +11,11 @@ from unittest import mock
 import fakeredis
 import pytest
 import redis
+import redis.commands.core
+import redis.connection
 import redis.sentinel
 
+import redlock
 from redlock import Lock, MultipleRedlockException, Redlock, _objects
 from support.locks import TTL, held, manager, nothing_left
 from support.servers import wait_until
@@ -256,6 +260,74 @@ def test_fakeredis_clients():
     dlm = Redlock(clients)
     assert dlm.lock("r", TTL)
     assert dlm.servers == clients
+
+
+def test_a_redis_module_put_into_ours_is_what_is_used():
+    """As tests of redlock-py's callers do: it imports the module under this name."""
+    with mock.patch("redlock.redis") as stand_in:
+        stand_in.StrictRedis.from_url = Fake.from_url
+        dlm = Redlock(["redis://h", {"host": "i"}])
+    (fake, made) = dlm.servers
+    assert isinstance(fake, Fake)
+    assert made is stand_in.StrictRedis.return_value
+    assert dlm.lock("r", 1000)
+    assert fake.names() == ["set"]
+    assert type(Redlock(["redis://h"]).servers[0]) is redis.Redis
+    assert redlock.redis is redis
+
+
+PATCHED = [
+    (redis.Redis, "execute_command"),
+    (redis.commands.core.CoreCommands, "set"),
+    (redis.commands.core.BasicKeyCommands, "set"),
+    (redis.commands.core.ScriptCommands, "eval"),
+    (redis.Connection, "connect"),
+    (redis.connection.AbstractConnection, "connect"),
+]
+
+
+@pytest.mark.parametrize("spec", [{}, {"autospec": True}], ids=["plain", "autospec"])
+@pytest.mark.parametrize("owner, method", PATCHED, ids=lambda each: getattr(each, "__name__", each))
+def test_whatever_of_redis_py_is_mocked_is_called(masters, owner, method, spec):
+    (server,) = masters(1)
+    dlm = Redlock([server.url], 1)
+    dlm.unlock(dlm.lock("r", TTL))
+    with mock.patch.object(owner, method, side_effect=DOWN, **spec) as patched:
+        lock = dlm.lock("r", TTL)
+        dlm.unlock(lock or Lock(0, "r", b"key"))
+        assert patched.called
+    assert dlm._engine() is not None
+    dlm.servers[0].close()
+
+
+def test_an_execute_command_of_one_client_is_called(masters):
+    servers = masters(3)
+    dlm = Redlock([server.url for server in servers])
+    dlm.servers[1].execute_command = mock.Mock(return_value=True)
+    assert dlm.lock("r", TTL)
+    assert dlm.servers[1].execute_command.call_args.args[:2] == ("SET", "r")
+    for client in dlm.servers:
+        client.close()
+
+
+def _traced(method):
+    """What tracing libraries make of a method."""
+
+    def wrapper(*args, **kwargs):
+        return method(*args, **kwargs)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("how", [_traced, lambda method: functools.wraps(method)(_traced(method))])
+def test_a_wrapper_that_calls_redis_pys_own_method_does_not_turn_the_engine_off(monkeypatch, how):
+    """Such are put there for good, in production: they change nothing that the masters see."""
+    monkeypatch.setattr(redis.Redis, "execute_command", how(how(redis.Redis.execute_command)))
+    dlm = Redlock(["redis://h"])
+    assert dlm._engine() is not None
+    monkeypatch.setattr(redis.Redis, "execute_command", lambda *_, **__: True)
+    assert dlm._engine() is None
+    assert dlm.lock("r", TTL)
 
 
 @pytest.mark.parametrize("method", ["set", "eval"])

@@ -11,6 +11,8 @@ import pickle
 import random
 import re
 import string
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from decimal import Decimal
@@ -324,6 +326,42 @@ def test_unlock_logs_errors_and_raises_none(masters, manage, caplog):
     assert len(said) == 3
     for server in servers:
         assert any(f"Error unlocking resource r in server 127.0.0.1:{server.port}/0: " in text for text in said)
+
+
+STRICT = """
+import logging, sys
+from redlock import Lock, Redlock
+for lock in (Lock(0, b"r", b"key"), Lock(0, memoryview(b"r"), "key")):
+    Redlock(["redis://127.0.0.1:1"], 1).unlock(lock)
+"""
+
+
+def test_a_name_of_bytes_is_unlocked_by_an_interpreter_that_lets_no_bytes_be_text():
+    done = subprocess.run(
+        [sys.executable, "-bb", "-c", STRICT], capture_output=True, text=True, timeout=PROMPT + 30, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "Error unlocking resource b'r' in server 127.0.0.1:1/0" in done.stderr
+
+
+def test_a_release_that_fails_is_logged_once_until_it_works_again(masters, manage, caplog):
+    servers = masters(3)
+    dlm = manage(servers)
+    for outage in (1, 2):
+        servers[0].kill()
+        with caplog.at_level(logging.ERROR, "redlock"):
+            for _ in range(3):
+                dlm.unlock(dlm.lock("r", TTL))
+        errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(errors) == outage
+        assert errors[-1].startswith(f"Error unlocking resource r in server 127.0.0.1:{servers[0].port}/0: ")
+        servers[0].start()
+        wait_until(lambda: _released_everywhere(dlm), what="a release on all three")
+
+
+def _released_everywhere(dlm):
+    dlm.unlock(dlm.lock("r", TTL))
+    return not dlm.stats().masters[0].failure and not dlm._count().failing_releases
 
 
 def test_unlock_of_a_value_of_another_type_is_logged(masters, manage, caplog):

@@ -315,6 +315,7 @@ def test_refusals_are_pickled_and_copied(servers, dlm):
         ({"resource": bytearray(b"ab")}, TypeError),
         ({"max_hold": 5}, ValueError),
         ({"on_lost": print}, ValueError),
+        ({"auto_extend": True, "on_lost": 5}, TypeError),
         ({"auto_extend": True, "max_hold": -5}, ValueError),
     ],
 )

@@ -11,6 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from support.loop import BUS, free_port
 from support.proxy import Mode, syn_black_hole
 from support.scripted import NIL, Act, Late
 from support.servers import ServerKind
@@ -277,3 +278,14 @@ def test_tls_front_asks_for_the_clients_certificate(front, authority):
     assert client_of(tls, **trust, **own).ping()
     with pytest.raises((redis.ConnectionError, ssl.SSLError)):
         client_of(tls, **trust).ping()
+
+
+# -- ports -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_free_port_is_free_for_the_bus_of_a_cluster_node_too():
+    port = free_port()
+    assert port + BUS < 32_768  # where the kernel's own begin
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port + 1 + BUS))
+        assert free_port() != port + 1

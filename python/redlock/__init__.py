@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from redlock._hints import make_late
 from redlock._lock import (
     CannotObtainLock,
     FencingUnavailable,
@@ -49,6 +50,7 @@ for _public in (
     QuorumUnavailable,
     Redlock,
 ):
+    make_late(_public)
     _public.__module__ = __name__  # where redlock-py has them: in tracebacks, logs and pickles
 del _public
 
@@ -77,6 +79,8 @@ else:
         if name == "redis":
             return importlib.import_module("redis")
         if name in _LATE:
-            return getattr(importlib.import_module(f"redlock.{_LATE[name]}"), name)
+            found = getattr(importlib.import_module(f"redlock.{_LATE[name]}"), name)
+            make_late(*(each for each in found.__mro__ if each.__module__.partition(".")[0] == "redlock"))
+            return found
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)

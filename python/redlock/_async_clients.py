@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import redis
 import redis.asyncio
 import redis.connection
 
-from redlock import _connections
+from redlock import _connections, _sentinel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,47 +24,78 @@ _TWINS: dict[object, Any] = {
     redis.asyncio.SSLConnection: redis.connection.SSLConnection,
     redis.asyncio.UnixDomainSocketConnection: redis.connection.UnixDomainSocketConnection,
 }
+_POOLS = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool)
 
 
-def connect(items: Iterable[AsyncItem], guards: Guards) -> _connections.Masters:
-    """The masters, all of them reached by the engine.
+def connect(items: Iterable[AsyncItem], guards: Guards) -> tuple[_connections.Masters, list[Any]]:
+    """The masters; and, if the engine cannot stand in for all of them, an asyncio client for each.
 
     Args:
-        items: URLs, mappings and plain clients.
+        items: URLs, mappings and clients.
         guards: of :func:`~redlock._arguments.guards`.
 
     Raises:
         Warning: an item that cannot be used, or one that is listed twice.
         TypeError: ``items`` is not iterable.
     """
-    masters = _connections.Masters(_connections.connect(items, _client), guards)
+    listed = list(items)
+    masters = _connections.Masters(_connections.connect(listed, _client), guards)
     masters.check_distinct()
-    for server in masters.servers:
-        if not _connections.endpoint(server):
-            message = (
-                f"AsyncRedlock cannot use {_connections.name(server)}: its {type(server).__qualname__} has settings or "
-                "methods of its own, which only Redlock can call; pass a URL, a mapping or a plain redis-py client"
-            )
-            raise Warning(message)
-    return masters
+    if masters.engine:
+        return masters, []
+    return masters, _connections.connect(listed, _own_client)
 
 
 def _client(item: AsyncItem) -> SupportsSetEval:
-    if any(base.__module__.startswith("redis.asyncio") for base in type(item).__mro__):
-        return _twin(item)
+    if _is_async(item):
+        twin: SupportsSetEval = _twin(item)
+        return twin
     return _connections.client(item)
 
 
-def _twin(client: Any) -> redis.Redis:
-    """A synchronous client with the settings of an asyncio one. It is read and never connects; nor does the other.
+def _is_async(item: object) -> bool:
+    return any(base.__module__.startswith("redis.asyncio") for base in type(item).__mro__) or (
+        inspect.iscoroutinefunction(getattr(item, "set", None))
+        and inspect.iscoroutinefunction(getattr(item, "eval", None))
+    )
+
+
+def _own_client(item: AsyncItem) -> Any:
+    """An asyncio client of redis-py's or the caller's, to be called.
 
     Raises:
-        TypeError: it is more than a plain client: what it does differently would be lost.
+        TypeError: there is none for it.
     """
-    kind, pool = type(client), getattr(client, "connection_pool", None)
+    if isinstance(item, bytes):
+        item = item.decode()
+    if _is_async(item):
+        return item
+    if isinstance(item, str) and not _sentinel.is_url(item):
+        return redis.asyncio.Redis.from_url(item)
+    if isinstance(item, Mapping):
+        return redis.asyncio.Redis(**item)
+    message = (
+        f"AsyncRedlock cannot use this {type(item).__qualname__}: a master of the list has settings or methods of its "
+        "own, so that all must be asyncio clients, URLs or mappings"
+    )
+    raise TypeError(message)
+
+
+def _twin(client: Any) -> Any:
+    """A synchronous client with the settings of an asyncio one. It is read and never connects; nor does the other.
+
+    One that is more than a plain client stays what it is: what it does differently would be lost.
+    """
+    pool: Any = getattr(client, "connection_pool", None)
     connection = _TWINS.get(getattr(pool, "connection_class", None))
-    if kind is not redis.asyncio.Redis or connection is None or type(pool) is not redis.asyncio.ConnectionPool:
-        message = f"AsyncRedlock cannot use {kind.__module__}.{kind.__qualname__}: it is no plain redis.asyncio.Redis"
-        raise TypeError(message)
+    if type(client) is not redis.asyncio.Redis or connection is None or type(pool) not in _POOLS or _is_patched(client):
+        return client
     settings = {name: value for name, value in pool.connection_kwargs.items() if name not in _connections.REDIS_PYS_OWN}
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=connection, **settings))
+
+
+def _is_patched(client: redis.asyncio.Redis) -> bool:
+    """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+    pool: Any = client.connection_pool
+    methods = [getattr(client, method) for method in ("set", "eval", "execute_command")]
+    return not all(map(_connections.does_as_redis_py, (*methods, pool.connection_class.connect)))

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Coroutine
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
-from redlock._outcomes import log_failures
+from redlock._failures import log_failures
+from redlock._outcomes import OWN_METHODS
 from redlock._redlock import Held, Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from redlock._types import Encodable, Resource
+    from redlock._types import Encodable, HeldLike, Resource
     from redlock.aio import AsyncRedlock
 
 
 class AsyncOperations(Terms["AsyncRedlock"]):
     """What one lease, or one lock, needs of its manager."""
 
-    async def acquire(self, ttl: int, pace: Pace) -> Held | list[Vote]:
+    async def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
+        if clients := self._manager._clients:  # noqa: SLF001
+            if pace.fencing:
+                return [OWN_METHODS] * len(clients.clients)
+            tries = pace.tries, pace.delay, pace.timeout
+            return await clients.obtain(self._resources, self._terms(ttl), tries, self._manager.unlock_script)
         names, script = self._names(), self._manager._script()  # noqa: SLF001 - this module is a part of the manager
         terms = ttl, self.quorum, self._drift(ttl)
 
@@ -41,7 +48,10 @@ class AsyncOperations(Terms["AsyncRedlock"]):
             return outcome.votes
         return outcome
 
-    async def extend(self, key: Encodable, ttl: int, until: float | None) -> Held | list[Vote]:
+    def _terms(self, ttl: int) -> tuple[int, int, int]:
+        return ttl, self._drift(ttl), self.quorum
+
+    async def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
@@ -54,11 +64,15 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         """
         terms = ttl, self.quorum, self._drift(ttl), until
         operation = Operation.extend(self._names(), encode("key", key), *terms)
+        outcome: HeldLike | list[Vote]
         with self._timed():
-            outcome = await self._manager._run(operation)  # noqa: SLF001
+            if clients := self._manager._clients:  # noqa: SLF001
+                outcome = await clients.extend(self._resources, key, self._terms(ttl))
+            else:
+                outcome = await self._manager._run(operation)  # noqa: SLF001
         if isinstance(outcome, Held) and not outcome.validity_ms:
             return outcome.votes  # the loop was busy for so long with something else
-        self.counters.extended += isinstance(outcome, Held)
+        self.counters.extended += not isinstance(outcome, list)
         return outcome
 
     async def release(self, key: Encodable) -> bool:
@@ -74,13 +88,19 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         """Release on every master; errors are logged. What each said."""
         operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001
         with self._timed():
-            said = await self._manager._run(operation)  # noqa: SLF001
-        log_failures(self._resources, self._manager._names(), said)  # noqa: SLF001
+            if clients := self._manager._clients:  # noqa: SLF001
+                said = await clients.release(self._resources, key, self._manager.unlock_script)
+            else:
+                said = await self._manager._run(operation)  # noqa: SLF001
+        log_failures(self.counters.failing_releases, self._resources, self._manager._names(), said)  # noqa: SLF001
         return said
 
 
-class Acquisition:
-    """A call of :meth:`AsyncRedlock.acquire`: to be awaited, or entered by ``async with``; once."""
+class Acquisition(Coroutine[Any, Any, "AsyncLease"]):
+    """A call of :meth:`AsyncRedlock.acquire`: to be awaited, or entered by ``async with``; once.
+
+    A coroutine, so that it can be a task: ``asyncio.create_task`` takes nothing else.
+    """
 
     def __init__(self, acquiring: Coroutine[Any, Any, AsyncLease]) -> None:
         self._acquiring = acquiring
@@ -88,6 +108,18 @@ class Acquisition:
 
     def __await__(self) -> Generator[Any, None, AsyncLease]:
         return self._acquiring.__await__()
+
+    def send(self, value: Any) -> Any:
+        """As of any coroutine: go on until it waits."""
+        return self._acquiring.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As of any coroutine: raise this where it waits."""
+        return self._acquiring.throw(*error)
+
+    def close(self) -> None:
+        """As of any coroutine: end it where it waits."""
+        self._acquiring.close()
 
     async def __aenter__(self) -> AsyncLease:
         self._lease = await self._acquiring

@@ -8,15 +8,18 @@ This module imports redis-py. It is imported when the first manager is made, so 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import inspect
 import logging
 import os
 import re
+import socket
 import ssl
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 import redis
@@ -25,10 +28,11 @@ import redis.sentinel
 
 from redlock import _sentinel
 from redlock._arguments import NO_GUARDS
+from redlock._native import Native
 from redlock._redlock import Endpoint, Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from redlock._arguments import Guards
     from redlock._types import Item, SupportsSetEval
@@ -37,13 +41,15 @@ logger = logging.getLogger("redlock")
 
 # What a redis-py connection can be told and an endpoint carries.
 _HONOURED = frozenset({
-    "host", "port", "path", "db", "username", "password", "client_name", "protocol",
+    "host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "protocol",
     "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
     "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_check_hostname",
     "ssl_min_version", "ssl_include_verify_flags", "ssl_exclude_verify_flags",
 })  # fmt: skip
-# What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server.
+# What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server. Text that
+# utf-8 cannot hold is refused before it is sent anywhere, and dead connections are noticed without a PING.
 REDIS_PYS_OWN = frozenset({
+    "encoding_errors",
     "retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "socket_read_size", "parser_class",
     "decode_responses", "legacy_responses", "lib_name", "lib_version", "driver_info", "event_dispatcher",
     "maint_notifications_config", "maint_notifications_pool_handler", "maintenance_state",
@@ -51,7 +57,13 @@ REDIS_PYS_OWN = frozenset({
     "orig_socket_timeout", "orig_socket_connect_timeout", "himport_registry",
 })  # fmt: skip
 # What the engine does one way only.
-_ONLY_AS = {"encoding": ("utf-8", "utf8", "UTF-8"), "encoding_errors": ("strict",)}
+_ONLY_AS = {"encoding": ("utf-8", "utf8", "UTF-8")}
+_POOLS = (redis.connection.ConnectionPool, redis.connection.BlockingConnectionPool, _sentinel.Pool)
+_TCP_OPTIONS = frozenset(
+    getattr(socket, option)
+    for option in ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+    if hasattr(socket, option)
+)
 
 _REDIS_PYS_DEFAULTS = inspect.signature(redis.connection.AbstractConnection.__init__).parameters
 
@@ -76,7 +88,7 @@ Connection: TypeAlias = Any  # redis-py's attributes differ from version to vers
 
 
 class NotNativeError(Exception):
-    """The engine cannot honour a setting."""
+    """The engine cannot stand in for a client; the text says why, and shows no value of a setting."""
 
 
 def connect(items: Iterable[S], make: Callable[[S], SupportsSetEval]) -> list[SupportsSetEval]:
@@ -125,6 +137,11 @@ def _scrubbed(text: str, secrets: set[str]) -> str:
     return text
 
 
+def _redis() -> Any:
+    """redis-py, or what a caller's test has put in its place as `redlock.redis`."""
+    return vars(sys.modules["redlock"]).get("redis", redis)
+
+
 def client(item: Item) -> SupportsSetEval:
     """The client for one item.
 
@@ -136,9 +153,11 @@ def client(item: Item) -> SupportsSetEval:
     if isinstance(item, str):
         if _sentinel.is_url(item):
             return _sentinel.client(item)
-        return redis.StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+        found: SupportsSetEval = _redis().StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+        return found
     if isinstance(item, Mapping):
-        return redis.StrictRedis(**item)
+        made: SupportsSetEval = _redis().StrictRedis(**item)
+        return made
     kind = type(item)
     if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):
         message = f"Redlock cannot use {kind.__module__}.{kind.__qualname__}: asyncio clients are for AsyncRedlock"
@@ -165,24 +184,40 @@ class Masters:
 
     def __init__(self, servers: Collection[SupportsSetEval], guards: Guards = NO_GUARDS) -> None:
         self.servers = copy.copy(servers)
-        found = [endpoint(server) for server in self.servers]
-        known = [each for each in found if each]
+        found = [_or_reason(server) for server in self.servers]
+        known = [each for each in found if not isinstance(each, str)]
         self.engine = Engine(known, logger.log, *guards) if known and len(known) == len(found) else None
         if guards != NO_GUARDS and not self.engine:
             message = "restart_guard and clock_guard need masters given as URLs, dicts or plain redis-py clients"
             raise Warning(message)
-        self.names = [each.address if each else name(server) for each, server in zip(found, self.servers, strict=True)]
+        self.names = [
+            name(server) if isinstance(each, str) else each.address
+            for each, server in zip(found, self.servers, strict=True)
+        ]
+        if not self.engine:
+            _say_why_not(self.names, found, are_some_plain=bool(known))
         self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]
-        # The live ones. `set` and `eval` are inherited: they stand in these only when somebody patched them in.
-        self._namespaces = [vars(each) for each in (redis.client.Redis, *self.servers)] if self.engine else []
+        self._patches = _Patches(self.servers) if self.engine else None
+        plain = [server for server, each in zip(self.servers, found, strict=True) if not isinstance(each, str)]
+        self._mixture = None
+        if plain and not self.engine:
+            stand_ins = [
+                server if isinstance(each, str) else Native(each)
+                for server, each in zip(self.servers, found, strict=True)
+            ]
+            self._mixture = stand_ins, _Patches(plain)
+
+    def mixture(self) -> Collection[Any]:
+        """The servers, but the engine in the place of each plain client, unless somebody patched those."""
+        if self._mixture is None:
+            return self.servers
+        stand_ins, patches = self._mixture
+        return self.servers if patches.are_there() else stand_ins
 
     def is_patched(self) -> bool:
-        """Whether somebody put another ``set`` or ``eval`` in the place of redis-py's: that is to be called then."""
-        for names in self._namespaces:  # noqa: SIM110 - each call passes here, and a generator costs more
-            if "set" in names or "eval" in names:
-                return True
-        return False
+        """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+        return self._patches is not None and self._patches.are_there()
 
     def check_distinct(self) -> None:
         """Refuse one database named twice: it would have two votes. Several databases of one server are logged.
@@ -199,27 +234,98 @@ class Masters:
             logger.warning("%s is listed with several databases: those fail together", host)
 
 
+class _Patches:
+    """What somebody may have put in the place of redis-py's own methods, in clients or in their classes."""
+
+    def __init__(self, servers: Collection[SupportsSetEval]) -> None:
+        kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
+        # Of each: where it is found, its name, and what was last found there and may be passed by.
+        self._methods: list[tuple[type, str, object]] = [
+            *((redis.client.Redis, method, None) for method in ("set", "eval", "execute_command")),
+            *((kind, "connect", None) for kind in kinds),
+        ]
+        # The live ones. These methods are inherited: they stand in there only when somebody patched them in.
+        self._namespaces = [vars(server) for server in servers]
+
+    def are_there(self) -> bool:
+        """Whether there are any now."""
+        for index, (owner, method, known) in enumerate(self._methods):
+            found = getattr(owner, method)
+            if found is not known:
+                if not does_as_redis_py(found):
+                    return True
+                self._methods[index] = owner, method, found
+        for names in self._namespaces:  # each call passes here, and a generator costs more
+            if "set" in names or "eval" in names:
+                return True
+            if "execute_command" in names and not does_as_redis_py(names["execute_command"]):
+                return True
+        return False
+
+
+def does_as_redis_py(method: object, depth: int = 4) -> bool:
+    """Whether it is redis-py's own, or a wrapper that leads to that, as tracing libraries put in its place.
+
+    Those change nothing that the servers see, and are put there for good. A mock leads nowhere.
+    """
+    if str(getattr(method, "__globals__", {}).get("__name__", "")).startswith("redis."):
+        return True
+    inner = [getattr(method, "__wrapped__", None)]
+    for cell in getattr(method, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            inner.append(cell.cell_contents)
+    return depth > 0 and any(callable(each) and does_as_redis_py(each, depth - 1) for each in inner)
+
+
 def endpoint(server: SupportsSetEval) -> Endpoint | None:
     """The settings of one redis-py client; ``None`` unless it is a plain one and the engine can honour every setting.
 
     Raises:
         Warning: settings that no server can be reached with.
     """
-    pool: Any = getattr(server, "connection_pool", None)
-    if type(server) is not redis.client.Redis or type(pool) not in (redis.connection.ConnectionPool, _sentinel.Pool):
-        return None
-    if pool.connection_class not in _CONNECTIONS:
-        return None
-    secrets = _secrets(pool.connection_kwargs)
-    # A connection as the pool would make it knows the defaults of its version of redis-py; it is never connected.
-    connection = _or_warning(lambda made_by: made_by.connection_class(**made_by.connection_kwargs), pool, secrets)
-    own = {"connection_pool"} if isinstance(pool, _sentinel.Pool) else set()
-    if not all(name in own or _is_honoured(name, value) for name, value in pool.connection_kwargs.items()):
-        return None
+    found = _or_reason(server)
+    return None if isinstance(found, str) else found
+
+
+def _or_reason(server: SupportsSetEval) -> Endpoint | str:
+    """As :func:`endpoint`, but why there is none."""
     try:
-        return _or_warning(_read, connection, secrets)
-    except NotNativeError:
-        return None
+        return _endpoint(server)
+    except NotNativeError as error:
+        return str(error)
+
+
+def _endpoint(server: SupportsSetEval) -> Endpoint:
+    kind = type(server)
+    pool: Any = getattr(server, "connection_pool", None)
+    if kind is not redis.client.Redis:
+        message = f"it is a {kind.__module__}.{kind.__qualname__}"
+        raise NotNativeError(message)
+    if type(pool) not in _POOLS or pool.connection_class not in _CONNECTIONS:
+        message = f"its connections are of a {type(pool).__qualname__} or a class that is not redis-py's"
+        raise NotNativeError(message)
+    secrets = _secrets(pool.connection_kwargs)
+    # A connection as the pool would make it knows the defaults of its version of redis-py; it is never connected. Some
+    # of what is redis-py's own it warns of.
+    settings = {option: value for option, value in pool.connection_kwargs.items() if option not in REDIS_PYS_OWN}
+    connection = _or_warning(lambda kind: kind(**settings), pool.connection_class, secrets)
+    for option, value in pool.connection_kwargs.items():
+        if not (_is_honoured(option, value) or (option == "connection_pool" and type(pool) is _sentinel.Pool)):
+            message = f"its setting {option}"
+            raise NotNativeError(message)
+    return _or_warning(_read, connection, secrets)
+
+
+def _say_why_not(names: Iterable[str], found: Iterable[Endpoint | str], *, are_some_plain: bool) -> None:
+    """Log, once per manager, which masters are asked by their clients' own methods, and why.
+
+    A plain client's caller, or one who mixes, may not expect it; with other clients there is no other way.
+    """
+    for master, reason in zip(names, found, strict=True):
+        if isinstance(reason, str):
+            level = logging.WARNING if are_some_plain or reason.startswith("its ") else logging.INFO
+            text = "the engine cannot stand in for %s, which is called with its own methods and timeouts: %s"
+            logger.log(level, text, master, reason)
 
 
 def _is_honoured(name: str, value: object) -> bool:
@@ -230,15 +336,18 @@ def _is_honoured(name: str, value: object) -> bool:
 
 def _read(connection: Connection) -> Endpoint:
     username, password = _text(connection.username), _text(connection.password)
+    provider = getattr(connection, "credential_provider", None)
     return Endpoint(
         **_place(connection),
         db=int(connection.db or 0),
         username=username,
         password=password or ("" if username else None),  # redis-py logs in with an empty password then
+        credentials=functools.partial(_ask_for_login, provider) if provider else None,
         client_name=_text(connection.client_name),
         protocol=connection.protocol,
-        socket_timeout=_chosen("socket_timeout", connection),
-        socket_connect_timeout=_chosen("socket_connect_timeout", connection),
+        # With 0 redis-py does not wait in `recv`, but asks again: no time of its own, here as well.
+        socket_timeout=_chosen("socket_timeout", connection) or None,
+        socket_connect_timeout=_chosen("socket_connect_timeout", connection) or None,
         tls=_tls(connection) if isinstance(connection, redis.connection.SSLConnection) else None,
     )
 
@@ -249,6 +358,24 @@ def _chosen(name: str, connection: Connection) -> float | None:
     return None if value == _REDIS_PYS_DEFAULTS[name].default else value
 
 
+def _ask_for_login(provider: Any, tell: Callable[[str | None, str | None, str | None], None]) -> None:
+    """Ask a credential provider, as redis-py does for each connection, and tell what it said.
+
+    The texts of its errors may have secrets in them: their type must do.
+    """
+    try:
+        username, password = _login_of(provider.get_credentials())
+    except BaseException as error:  # noqa: BLE001 - this is all of a thread
+        tell(None, None, f"the credential provider raised {type(error).__qualname__}")
+    else:
+        tell(username, password, None)
+
+
+def _login_of(credentials: Sequence[object]) -> tuple[str | None, str | None]:
+    username, password = (None, *credentials) if len(credentials) == 1 else credentials
+    return _text(username), _text(password)
+
+
 def _text(value: object) -> str | None:
     """A login's parts as redis-py sends them: numbers come out of configuration files, bytes out of secret stores."""
     if isinstance(value, bytes):
@@ -256,7 +383,8 @@ def _text(value: object) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = repr(value)
     if not isinstance(value, (str, type(None))):
-        raise NotNativeError
+        message = f"its login has a part that is a {type(value).__qualname__}"
+        raise NotNativeError(message)
     return value or None
 
 
@@ -264,8 +392,9 @@ def _place(connection: Connection) -> dict[str, Any]:
     if isinstance(connection, redis.connection.UnixDomainSocketConnection):
         return {"path": connection.path}
     options = dict(connection.socket_keepalive_options) if connection.socket_keepalive else {}
-    if not all(isinstance(value, int) for value in options.values()):
-        raise NotNativeError
+    if not all(name in _TCP_OPTIONS and isinstance(value, int) for name, value in options.items()):
+        message = "its setting socket_keepalive_options"
+        raise NotNativeError(message)
     where = {"host": "localhost" if connection.host is None else connection.host, "port": connection.port}
     if isinstance(connection, redis.sentinel.SentinelManagedConnection):
         where = _sentinel.place(connection.connection_pool)
@@ -308,11 +437,14 @@ def _min_version(version: int | None) -> str | None:
     try:
         return _TLS_VERSIONS[ssl.TLSVersion(version)]
     except (KeyError, ValueError):
-        raise NotNativeError from None
+        message = "its setting ssl_min_version"
+        raise NotNativeError(message) from None
 
 
-def name(server: SupportsSetEval) -> str:
+def name(server: object) -> str:
     """What logs call a server: where it is, if it says so, and nothing else of it."""
+    if isinstance(server, Native):
+        return server.address
     pool = getattr(server, "connection_pool", None)
     settings = getattr(pool, "connection_kwargs", None)
     if not isinstance(settings, Mapping):

@@ -29,7 +29,11 @@ class Times:
 
 
 class Counters:
-    """Of one manager, since it was made; in a forked child they go on from its parent's."""
+    """Of one manager, since it was made; in a forked child they go on from its parent's.
+
+    Attributes:
+        failing_releases: masters on which the last release failed, which the log has been told.
+    """
 
     acquired: int
     contended: int
@@ -42,6 +46,7 @@ class Counters:
     fenced_at_once: int
     wait: Times
     round_trip: Times
+    failing_releases: set[object]
 
     def __init__(self) -> None:
         self.acquired = self.contended = self.unavailable = 0
@@ -49,6 +54,7 @@ class Counters:
         self.held = self.fenced = self.fenced_at_once = 0
         self.wait = Times()
         self.round_trip = Times()
+        self.failing_releases = set()
 
     def granted(self, waited: float) -> None:
         """Count a lease, for which its caller waited so many seconds."""

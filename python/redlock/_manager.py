@@ -402,10 +402,11 @@ class Redlock:
             return _objects.release_together(self, resources, key)
         names = [encode("resource", each) for each in resources]
         said = engine.run(Operation.release(names, encode("key", key), self._script()))
-        if any(vote.is_failure for vote in said):
-            from redlock._outcomes import log_failures  # noqa: PLC0415
+        failing = self._count().failing_releases
+        if failing or any(vote.is_failure for vote in said):
+            from redlock._failures import log_failures  # noqa: PLC0415
 
-            log_failures(resources, self._names(), said)
+            log_failures(failing, resources, self._names(), said)
         return said
 
     def _count(self) -> Counters:

@@ -17,17 +17,19 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from redlock._arguments import check_type
 from redlock._connections import logger, name
+from redlock._failures import log_failure
 from redlock._lock import Lock, MultipleRedlockException
+from redlock._native import Native
 from redlock._redlock import Vote, now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from redlock._manager import Redlock
     from redlock._types import Encodable, Sighting, SupportsSetEval
 
 # What redis-py raises when a master fails; its cluster client has a family of its own.
-_FAILURES = (RedisError, RedisClusterException)
+FAILURES = (RedisError, RedisClusterException)
 
 # Sets a TTL, and never a key: what has expired or was taken over stays so.
 # KEYS[1]: the resource. ARGV[1]: the key. ARGV[2]: the ttl in milliseconds.
@@ -39,7 +41,7 @@ EXTEND_SCRIPT = """
     else
         return held and -1 or 0
     end"""
-_EXTENSIONS = {1: Vote.EXTENDED, 0: Vote.ABSENT, -1: Vote.TAKEN}
+EXTENSIONS = {1: Vote.EXTENDED, 0: Vote.ABSENT, -1: Vote.TAKEN}
 
 
 class Held(NamedTuple):
@@ -49,6 +51,14 @@ class Held(NamedTuple):
     expires_at: float
     key: Encodable
     votes: list[Vote]
+
+
+def _masters(manager: Redlock) -> Collection[Any]:
+    """The servers, the engine in the place of each that it can stand in for, unless a hook wants the client."""
+    masters = manager._masters  # noqa: SLF001
+    if masters is None or manager._overrides("lock_instance") or manager._overrides("unlock_instance"):  # noqa: SLF001
+        return manager.servers
+    return masters.mixture()
 
 
 def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator[int]:
@@ -68,10 +78,14 @@ def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator
 
 def _pause(delay: float, end: float) -> bool:
     """Sleep, and say whether there is time for another try."""
-    pause = delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
-    left = end - now()
+    pause, left = jittered(delay), end - now()
     time.sleep(max(0.0, min(pause, left)))
     return pause < left
+
+
+def jittered(delay: float) -> float:
+    """A pause of at most so long, and of at least half of it."""
+    return delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
 
 
 def acquire(
@@ -118,9 +132,9 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     held: Held | None = None
     start = now()
     try:
-        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in manager.servers]
+        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in _masters(manager)]
         if said.count(Vote.GRANTED) >= manager.quorum:
-            held = _in_time(start, terms, key, said)
+            held = in_time(start, terms, key, said)
     finally:
         if held is None:
             for resource in resources:
@@ -128,7 +142,7 @@ def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, i
     return held, said
 
 
-def _in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[Vote]) -> Held | None:
+def in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[Vote]) -> Held | None:
     """What a quorum granted, unless it took so long that nothing is left of it.
 
     Args:
@@ -157,21 +171,24 @@ def _ask_for_all(
 def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> Vote:
     try:
         granted = manager.lock_instance(server, resource, key, ttl)
-    except _FAILURES as error:
+    except FAILURES as error:
         _note(manager, server, error)
-        return Vote.failure(_text(error))
+        return Vote.failure(text_of(error))
     _note(manager, server, None)
     return Vote.GRANTED if granted else Vote.REFUSED
 
 
 def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
+    note(manager._masters.failing if manager._masters else {}, server, error)  # noqa: SLF001
+
+
+def note(failing: dict[int, tuple[str | None, int]], server: Any, error: Exception | None) -> None:
     """Log a server's change of state, not each of its errors: an outage would drown the log."""
-    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
     failed, errors = failing.get(id(server), (None, 0))
     if error:
-        failing[id(server)] = _text(error), errors + 1
+        failing[id(server)] = text_of(error), errors + 1
         if not failed:
-            logger.warning("master %s gives no vote: %s", name(server), _text(error))
+            logger.warning("master %s gives no vote: %s", name(server), text_of(error))
     elif failed:
         failing[id(server)] = None, errors
         logger.info("master %s answers again", name(server))
@@ -179,26 +196,34 @@ def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) ->
 
 def health(manager: Redlock) -> list[tuple[str | None, int, int]]:
     """As the engine's; here a client that waits in vain raises an error like any other."""
-    failing = manager._masters.failing if manager._masters else {}  # noqa: SLF001
-    return [(*failing.get(id(server), (None, 0)), 0) for server in manager.servers]
+    return health_of(manager._masters.failing if manager._masters else {}, _masters(manager))  # noqa: SLF001
 
 
-def _text(error: Exception) -> str:
+def health_of(
+    failing: dict[int, tuple[str | None, int]], servers: Iterable[object]
+) -> list[tuple[str | None, int, int]]:
+    """The same, of these servers."""
+    return [(*failing.get(id(server), (None, 0)), 0) for server in servers]
+
+
+def text_of(error: Exception) -> str:
+    """What it says, or its name if it says nothing."""
     return str(error) or type(error).__name__
 
 
 def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
-    for server in manager.servers:
+    for server in _masters(manager):
         try:
             manager.unlock_instance(server, resource, key)
         except Exception as error:  # noqa: BLE001 - the other masters are to be released all the same
-            _log_unlock_error(resource, server, error)
+            _log_unlock_error(manager, resource, server, error)
 
 
-def _log_unlock_error(resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
+def _log_unlock_error(manager: Redlock, resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
     # redis-py's errors say it all; where any other comes from is worth a traceback.
-    trace = None if isinstance(error, _FAILURES) else error
-    logger.error("Error unlocking resource %s in server %s: %s", resource, name(server), _text(error), exc_info=trace)
+    trace = None if isinstance(error, FAILURES) else error
+    failing = manager._count().failing_releases  # noqa: SLF001
+    log_failure(failing, id(server), ((resource,), name(server), text_of(error)), trace)
 
 
 def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[Vote]:
@@ -214,7 +239,7 @@ def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[Vote]
     if not manager._overrides("unlock_instance"):  # noqa: SLF001 - the caller's hook may take other resources and keys
         check_type("resource", resource)
         check_type("key", key)
-        return [release_one(manager, server, resource, key) for server in manager.servers]
+        return [release_one(manager, server, resource, key) for server in _masters(manager)]
     errors = []
     for server in manager.servers:
         try:
@@ -233,10 +258,14 @@ def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, 
         Released, absent or the failure.
     """
     try:
-        deleted = server.eval(manager.unlock_script, 1, resource, key)
+        if isinstance(server, Native):
+            deleted: object = server.release(resource, key, manager._script())  # noqa: SLF001
+        else:
+            deleted = server.eval(manager.unlock_script, 1, resource, key)
     except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
-        _log_unlock_error(resource, server, error)
-        return Vote.failure(_text(error))
+        _log_unlock_error(manager, resource, server, error)
+        return Vote.failure(text_of(error))
+    manager._count().failing_releases.discard(id(server))  # noqa: SLF001
     return Vote.RELEASED if deleted else Vote.ABSENT
 
 
@@ -280,8 +309,8 @@ def extend(
     """
     check_own_names(manager, "extend")
     start = now()
-    said = [_extend_all(server, resources, key, terms[0]) for server in manager.servers]
-    held = _in_time(start, terms, key, said) if said.count(Vote.EXTENDED) >= manager.quorum else None
+    said = [_extend_all(server, resources, key, terms[0]) for server in _masters(manager)]
+    held = in_time(start, terms, key, said) if said.count(Vote.EXTENDED) >= manager.quorum else None
     return held or said
 
 
@@ -289,10 +318,13 @@ def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: En
     said = Vote.ABSENT
     for resource in resources:
         try:
-            reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
-            said = _EXTENSIONS.get(reply) or Vote.failure(f"unexpected reply: {reply!r:.80}")
-        except _FAILURES as error:
-            said = Vote.failure(_text(error))
+            if isinstance(server, Native):
+                said = server.extend(resource, key, ttl)
+            else:
+                reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
+                said = EXTENSIONS.get(reply) or Vote.failure(f"unexpected reply: {reply!r:.80}")
+        except FAILURES as error:
+            said = Vote.failure(text_of(error))
         if said != Vote.EXTENDED:
             break
     return said
@@ -305,18 +337,26 @@ def look(manager: Redlock, resource: Encodable) -> list[Sighting]:
         NotImplementedError: a client has no such methods, or ``lock_instance`` is overridden.
     """
     check_own_names(manager, "inspect")
-    for server in manager.servers:
-        if not (callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))):
+    for server in _masters(manager):
+        if not isinstance(server, Native) and not (
+            callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))
+        ):
             message = f"cannot inspect: a {type(server).__qualname__} has no get and pttl"
             raise NotImplementedError(message)
-    return [_look_at(server, resource) for server in manager.servers]
+    return [_look_at(server, resource) for server in _masters(manager)]
 
 
 def _look_at(server: Any, resource: Encodable) -> Sighting:
+    if isinstance(server, Native):
+        return server.look(resource)
     try:
-        key, ttl = server.get(resource), server.pttl(resource)
-    except _FAILURES as error:
-        return None, None, _text(error)
+        return seen(server.get(resource), server.pttl(resource))
+    except FAILURES as error:
+        return None, None, text_of(error)
+
+
+def seen(key: Any, ttl: int) -> Sighting:
+    """What a client's ``get`` and ``pttl`` returned."""
     if key is None or ttl == -2:  # noqa: PLR2004 - Redis's word for no such key: gone before the second question
         return None, None, None
     return key if isinstance(key, bytes) else str(key).encode(), ttl if ttl >= 0 else None, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redlock._connections import logger
 from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
 from redlock._redlock import Vote
 
@@ -105,14 +104,6 @@ def in_words(masters: Iterable[tuple[str, Vote]]) -> list[tuple[str, str]]:
 
 def _listed(masters: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {vote}" for name, vote in masters)
-
-
-def log_failures(resources: Iterable[Encodable], names: Iterable[str], said: Iterable[Vote]) -> None:
-    """Log the masters on which a release failed, as redlock-py does."""
-    resource = ", ".join(map(str, resources))
-    for name, outcome in zip(names, said, strict=False):
-        if outcome.is_failure:
-            logger.error("Error unlocking resource %s in server %s: %s", resource, name, outcome)
 
 
 def why_not_extended(said: Sequence[Vote], quorum: int) -> Reason:

@@ -27,6 +27,9 @@ class Endpoint:
     with it later.
     ``tls`` holds the settings below, as redis-py means its ``ssl_*`` arguments; ``None`` is a plain connection.
 
+    ``credentials`` is asked for username and password instead, for each connection: called in a thread of its own with
+    a function, which it calls with user, password and ``None``, or with the reason why there are none in their place.
+
     ``tls`` keys: ``cert_reqs`` ("required", "optional" or "none"), ``check_hostname`` (bool), ``ca_certs`` (file),
     ``ca_path`` (directory), ``ca_data`` (PEM str), ``certfile``, ``keyfile`` (files), ``min_version`` ("1.2" or "1.3").
     All are optional.
@@ -44,6 +47,7 @@ class Endpoint:
         db: int = 0,
         username: str | None = None,
         password: str | None = None,
+        credentials: Callable[[Callable[[str | None, str | None, str | None], None]], object] | None = None,
         client_name: str | None = None,
         protocol: int | None = None,
         socket_timeout: float | None = None,

@@ -67,6 +67,7 @@ class Keeping:
 
     Raises:
         ValueError: ``max_hold`` or ``on_lost`` without ``auto_extend``.
+        TypeError: ``on_lost`` cannot be called.
     """
 
     auto_extend: bool
@@ -77,6 +78,10 @@ class Keeping:
         if not self.auto_extend and (self.max_hold is not None or self.on_lost is not None):
             message = "max_hold and on_lost are for leases that are kept: they need auto_extend=True"
             raise ValueError(message)
+        told: object = self.on_lost
+        if told is not None and not callable(told):
+            message = f"on_lost must be callable, not {type(told).__name__}: {told!r:.80}"
+            raise TypeError(message)
         if self.max_hold is not None:
             seconds(self.max_hold, "max_hold")
 

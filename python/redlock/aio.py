@@ -13,7 +13,7 @@ from redlock._lock import CannotObtainLock, Lock, LockLost
 from redlock._loop import LoopHosts
 from redlock._manager import UNLOCK_SCRIPT
 from redlock._outcomes import Sighting, is_locked, is_outage, sightings
-from redlock._redlock import Held, Operation, Vote
+from redlock._redlock import Operation, Vote
 from redlock._stats import Stats, snapshot
 from redlock._terms import Keeping, Pace
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import ParamSpec
 
+    from redlock._async_objects import Clients
     from redlock._loop import GiveBack
     from redlock._types import AsyncItem, Encodable, Resource, SupportsUnlock
 
@@ -52,6 +53,7 @@ class AsyncRedlock:
     quorum: int
     retry_count: float
     retry_delay: float
+    _clients: Clients | None = None  # where the engine cannot stand in for them
     _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # of `otel`
     _tried: Callable[[int], None] | None = None  # the same
 
@@ -69,7 +71,8 @@ class AsyncRedlock:
         Args:
             connection_list: per master a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``, with
                 redis-py's options), a mapping of ``redis.Redis`` arguments, or a plain ``redis.asyncio.Redis`` or
-                ``redis.Redis``, of which only the settings are used.
+                ``redis.Redis``, of which only the settings are used. Other asyncio clients have their own ``set`` and
+                ``eval`` called, and so do all if there is one of them.
             retry_count: how often to try; 0 and ``None`` mean ``default_retry_count``, less than 0 never.
             retry_delay: the longest pause between two tries in seconds; 0 and ``None`` mean ``default_retry_delay``.
             restart_guard: as :class:`redlock.Redlock` has it.
@@ -81,16 +84,20 @@ class AsyncRedlock:
             TypeError: no list.
         """
         try:
-            masters = _async_clients.connect(connection_list, guards(restart_guard, clock_guard))
+            masters, clients = _async_clients.connect(connection_list, guards(restart_guard, clock_guard))
         except Warning as warning:
             # Error trackers show the variables of every frame: not those that hold passwords.
             connection_list = ()
             raise warning.with_traceback(None) from None
-        if masters.engine is None:
+        if not masters.names:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
+        self._hosts = LoopHosts(masters.engine) if masters.engine else None
         self._engine = masters.engine
-        self._hosts = LoopHosts(masters.engine)
+        if clients:
+            from redlock._async_objects import Clients  # noqa: PLC0415 - others do without
+
+            self._clients = Clients(clients)
         self._master_names = masters.names
         self._counters = Counters()
         self.quorum = len(masters.names) // 2 + 1
@@ -99,7 +106,8 @@ class AsyncRedlock:
 
     def __repr__(self) -> str:
         """How many masters; not which, for clients show passwords."""
-        return f"<{type(self).__name__} over {len(self._master_names)} masters, quorum {self.quorum}>"
+        names = getattr(self, "_master_names", ())
+        return f"<{type(self).__name__} over {len(names)} masters, quorum {getattr(self, 'quorum', None)}>"
 
     async def lock(self, resource: Encodable, ttl: int) -> Lock | Literal[False]:
         """Acquire ``resource`` for ``ttl`` milliseconds, trying ``retry_count`` times.
@@ -120,11 +128,11 @@ class AsyncRedlock:
             encode("resource", resource)
             return False
         outcome = await operations.acquire(ttl, pace)
-        if isinstance(outcome, Held):
-            self._counters.acquired += 1
-            return Lock(outcome.validity_ms, resource, outcome.key)
-        self._counters.refused(contended=not is_outage(outcome, self.quorum))
-        return False
+        if isinstance(outcome, list):
+            self._counters.refused(contended=not is_outage(outcome, self.quorum))
+            return False
+        self._counters.acquired += 1
+        return Lock(outcome.validity_ms, resource, outcome.key)
 
     async def unlock(self, lock: SupportsUnlock) -> None:
         """Release a lock on every master; harmless when it has expired or is another's.
@@ -217,7 +225,7 @@ class AsyncRedlock:
             return Lock(lock.validity, lock.resource, lock.key)
         operations = AsyncOperations(self, (lock.resource,))
         outcome = await operations.extend(lock.key, operations.checked(ttl), None)
-        return Lock(outcome.validity_ms, lock.resource, lock.key) if isinstance(outcome, Held) else False
+        return False if isinstance(outcome, list) else Lock(outcome.validity_ms, lock.resource, lock.key)
 
     async def locked(self, resource: Encodable) -> bool:
         """Whether somebody holds ``resource`` on a quorum of masters.
@@ -236,7 +244,8 @@ class AsyncRedlock:
         Raises:
             TypeError: a resource of a type that cannot be sent.
         """
-        found = await self._run(Operation.inspect(encode("resource", resource)))
+        name = encode("resource", resource)
+        found = await (self._clients.look(resource) if self._clients else self._run(Operation.inspect(name)))
         return sightings(self._names(), found)
 
     def synchronized(  # noqa: PLR0913 - as above
@@ -272,11 +281,13 @@ class AsyncRedlock:
 
     def stats(self) -> Stats:
         """What this manager has done so far, and how its masters fare."""
-        return snapshot(self._counters, zip(self._names(), self._engine.health(), strict=True))
+        health = self._engine.health() if self._engine else self._clients.health() if self._clients else []
+        return snapshot(self._counters, zip(self._names(), health, strict=True))
 
     # -- what its leases need ------------------------------------------------------------------------------------------
 
     async def _run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
+        assert self._hosts is not None  # noqa: S101 - asked only where there is an engine
         return await self._hosts.current().run(operation, give_back)
 
     def _script(self) -> str | None:

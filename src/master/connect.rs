@@ -137,7 +137,7 @@ async fn log_in_over(
             Ok::<(), Infallible>(())
         });
     }
-    let login = endpoint.login(protocol);
+    let login = endpoint.with_login(handle).await?.login(protocol);
     let outstanding = Outstanding::default();
     let stream = Bounded::new(stream, outstanding.clone());
     let (connection, driver) = MultiplexedConnection::new_with_config(&login, stream, config).await?;

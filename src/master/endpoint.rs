@@ -1,15 +1,18 @@
 //! Where a master is, and how to log in to it.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use redis::{ProtocolVersion, RedisConnectionInfo};
 
 use crate::master::tls::Tls;
 use crate::planted::{self, Bug};
 use crate::quorum::MAX_PATIENCE;
+use crate::runtime::Handle;
 
 /// How long a connection may take where the caller does not say: longer than any round, which it outlives.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +49,23 @@ pub struct Keepalive {
     pub interval: Option<Duration>,
     /// Probes without an answer before the connection is dead.
     pub count: Option<u32>,
+    /// Milliseconds that what was sent may stay without an acknowledgement. Linux has this.
+    pub user_timeout: Option<u32>,
+}
+
+/// Who logs in.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Login {
+    /// The ACL user; `None` is the default user.
+    pub username: Option<String>,
+    /// The password, if any.
+    pub password: Option<String>,
+}
+
+/// Says who logs in, for each connection anew: a password may be a token that expires.
+pub trait Credentials: Send + Sync {
+    /// Ask. The error is shown in logs: it has no secret in it.
+    fn ask(&self, handle: &Handle) -> BoxFuture<'static, io::Result<Login>>;
 }
 
 /// One Redis master. Immutable; its `Debug` shows no secret.
@@ -59,6 +79,8 @@ pub struct Endpoint {
     pub username: Option<String>,
     /// The password, if any.
     pub password: Option<String>,
+    /// Asked for both instead, whenever a connection is made.
+    pub credentials: Option<Arc<dyn Credentials>>,
     /// The login at the sentinels, which need not be the master's.
     pub sentinel_username: Option<String>,
     /// The password at the sentinels.
@@ -86,6 +108,7 @@ impl Endpoint {
             db: 0,
             username: None,
             password: None,
+            credentials: None,
             sentinel_username: None,
             sentinel_password: None,
             client_name: None,
@@ -110,6 +133,7 @@ impl Endpoint {
             db: 0,
             username: self.sentinel_username.clone(),
             password: self.sentinel_password.clone(),
+            credentials: None,
             resp2: true,
             ..self.at(host, port)
         }
@@ -132,6 +156,15 @@ impl Endpoint {
     #[must_use]
     pub fn link_patience(&self) -> Duration {
         self.connect_patience().min(self.answer_patience().max(MAX_PATIENCE))
+    }
+
+    /// The same, with the login for one connection: what the credentials say now, if there are any.
+    pub async fn with_login(&self, handle: &Handle) -> io::Result<Self> {
+        let mut endpoint = self.clone();
+        if let Some(credentials) = endpoint.credentials.take() {
+            Login { username: endpoint.username, password: endpoint.password } = credentials.ask(handle).await?;
+        }
+        Ok(endpoint)
     }
 
     /// What redis-rs's handshake needs to know. `CLIENT SETINFO` is skipped: least-privilege users may not run it, and

@@ -127,6 +127,10 @@ fn set_keepalive(fd: &OwnedFd, keepalive: &Keepalive) -> io::Result<()> {
     if let Some(count) = keepalive.count {
         sockopt::set_tcp_keepcnt(fd, count)?;
     }
+    #[cfg(target_os = "linux")]
+    if let Some(timeout) = keepalive.user_timeout {
+        sockopt::set_tcp_user_timeout(fd, timeout)?;
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use pyo3::types::PyDict;
 
 use crate::master::endpoint::{self, Address, Keepalive};
 use crate::master::tls::{CertReqs, Tls, TlsSettings, TlsVersion};
+use crate::python::credentials::Asked;
 
 /// Where one Redis master is and how to log in to it.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -20,7 +21,7 @@ pub(super) struct Endpoint(pub(super) Arc<endpoint::Endpoint>);
 impl Endpoint {
     #[new]
     #[pyo3(signature = (*, host = "localhost", port = 6379, path = None, db = 0, username = None, password = None,
-        client_name = None, protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
+        credentials = None, client_name = None, protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
         socket_keepalive_options = None, tls = None, service = None, sentinels = None, sentinel_username = None,
         sentinel_password = None))]
     #[expect(clippy::too_many_arguments, reason = "redis-py's own keyword arguments")]
@@ -31,6 +32,7 @@ impl Endpoint {
         db: i64,
         username: Option<String>,
         password: Option<String>,
+        credentials: Option<Py<PyAny>>,
         client_name: Option<String>,
         protocol: Option<i64>,
         socket_timeout: Option<f64>,
@@ -57,6 +59,7 @@ impl Endpoint {
             db: database(db)?,
             username,
             password,
+            credentials: credentials.map(|ask| Arc::new(Asked(ask)) as Arc<dyn endpoint::Credentials>),
             sentinel_username,
             sentinel_password,
             client_name,
@@ -127,9 +130,10 @@ fn keepalive(enabled: bool, options: HashMap<i64, i64>) -> PyResult<Keepalive> {
     const IDLE: i64 = if cfg!(target_vendor = "apple") { 0x10 } else { 4 };
     const INTERVAL: i64 = if cfg!(target_vendor = "apple") { 0x101 } else { 5 };
     const COUNT: i64 = if cfg!(target_vendor = "apple") { 0x102 } else { 6 };
+    const USER_TIMEOUT: Option<i64> = if cfg!(target_os = "linux") { Some(18) } else { None };
     let mut keepalive = Keepalive { enabled, ..Keepalive::default() };
     for (option, value) in options {
-        let positive = u32::try_from(value).ok().filter(|&value| value > 0);
+        let positive = u32::try_from(value).ok().filter(|&value| value > 0 || Some(option) == USER_TIMEOUT);
         let value = positive.ok_or_else(|| {
             PyValueError::new_err(format!("socket_keepalive_options {option}: {value}: expected more than 0"))
         })?;
@@ -137,9 +141,11 @@ fn keepalive(enabled: bool, options: HashMap<i64, i64>) -> PyResult<Keepalive> {
             IDLE => keepalive.idle = Some(Duration::from_secs(value.into())),
             INTERVAL => keepalive.interval = Some(Duration::from_secs(value.into())),
             COUNT => keepalive.count = Some(value),
+            option if Some(option) == USER_TIMEOUT => keepalive.user_timeout = Some(value),
             _ => {
                 return Err(PyValueError::new_err(format!(
-                    "socket_keepalive_options {option}: expected TCP_KEEPIDLE, TCP_KEEPINTVL or TCP_KEEPCNT"
+                    "socket_keepalive_options {option}: expected TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT or, on Linux, \
+                     TCP_USER_TIMEOUT"
                 )));
             }
         }

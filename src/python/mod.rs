@@ -1,5 +1,6 @@
 //! The binding: arguments in, results out, the interpreter detached while the host waits.
 
+mod credentials;
 mod endpoint;
 mod engine;
 mod event_loop;

@@ -18,8 +18,10 @@ T = TypeVar("T")
 Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 # Below the kernel's ephemeral range (32768 and up): a port of that range can be taken by an outgoing connection while
-# its server is down, and a client that retries it can even connect to itself.
-_PORTS: Iterator[int] = itertools.cycle(range(20_000, 32_000))
+# its server is down, and a client that retries it can even connect to itself. Ten thousand above each is its bus, on
+# which a node of a cluster listens as well: those are below, too, and nobody else's.
+_FIRST, _COUNT, BUS = 12_000, 10_000, 10_000
+_PORTS: Iterator[int] = itertools.cycle(range(_COUNT))
 
 
 class LoopThread:
@@ -132,15 +134,20 @@ class Listener:
             writer.close()
 
 
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on which nothing listens at ``host``."""
-    for _ in range(12_000):
-        port = (next(_PORTS) + os.getpid() * 37 - 20_000) % 12_000 + 20_000
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
+    """A TCP port on which nothing listens at ``host``, nor at the bus of a cluster's node there."""
+    for _ in range(_COUNT):
+        port = (next(_PORTS) + os.getpid() * 37) % _COUNT + _FIRST
+        if _is_free(host, port) and _is_free(host, port + BUS):
             return port
     message = f"no free port on {host}"
     raise RuntimeError(message)

@@ -221,12 +221,8 @@ class Cluster:
 
 
 def _node(kind: ServerKind, password: str | None) -> Server:
-    """A node of a cluster. It also listens at its port + 10000; where that is taken, another is tried."""
     auth = ("--masterauth", password) if password else ()
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-replica-validity-factor", "0")
-    for _ in range(4):
-        with contextlib.suppress(TimeoutError):
-            return Server(kind, *options, *auth, password=password)
     return Server(kind, *options, *auth, password=password)
 
 
