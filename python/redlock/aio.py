@@ -279,6 +279,9 @@ class AsyncRedlock:
     async def _run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
         return await self._hosts.current().run(operation, give_back)
 
+    def _begin(self, operation: Operation[Any]) -> None:
+        self._hosts.current().begin(operation)
+
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
 
