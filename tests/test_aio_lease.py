@@ -794,3 +794,63 @@ def test_a_child_does_not_hold_what_its_parent_holds(masters):
     assert (code, out.split()) == (0, ["0", "True"])
     nothing_left(servers)
     wait_until(lambda: not any(server.connections() for server in servers))
+
+
+# -- cancelled twice, and dropped --------------------------------------------------------------------------------------
+
+
+def run_and_close(main):
+    """Like a program that does not care for tasks it knows nothing of."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main)
+    loop.close()
+    gc.collect()  # the tasks
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tasks that have lost their loop
+@pytest.mark.parametrize("ends", [asyncio.run, run_and_close], ids=["tasks are cancelled", "tasks are abandoned"])
+@pytest.mark.parametrize("by_hand", [True, False], ids=["extended by hand", "kept"])
+def test_two_cancellations_during_an_extension_leave_nothing(servers, through, by_hand, ends):
+    proxies = [through(server) for server in servers]
+
+    async def hold(adlm, entered):
+        async with adlm.acquire("r", TTL if by_hand else 3000, auto_extend=not by_hand) as lease:
+            entered.set()
+            for proxy in proxies:
+                proxy.delay = 0.15
+            if by_hand:
+                await lease.extend()
+            await asyncio.sleep(60)
+
+    async def main():
+        adlm = amanager(proxies)
+        await awarm(adlm, servers)
+        entered = asyncio.Event()
+        task = asyncio.create_task(hold(adlm, entered))
+        await entered.wait()
+        await asyncio.sleep(0.1 if by_hand else 1.1)  # it is extended now
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert task.cancelled()
+
+    ends(main())
+    nothing_left(servers, 1.0)
+
+
+def test_one_that_is_dropped_lapses(servers):
+    async def main():
+        adlm = amanager(servers)
+        await awarm(adlm, servers)
+        lease = await adlm.acquire("r", 600, auto_extend=True)
+        await asyncio.sleep(0.5)
+        assert (adlm.stats().held, lease.lost.is_set()) == (1, False)
+        leases = [lease]
+        del lease
+        with pytest.warns(ResourceWarning, match="a lease on 'r' was dropped"):
+            leases.clear()
+        assert adlm.stats().held == 0
+        await asyncio.sleep(1.2)
+        assert held(servers) == [None] * 3
+
+    asyncio.run(main())

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from support.command import WORDS, command, environment, redlock_, urls
-from support.locks import PROMPT, held, nothing_left
+from support.locks import PROMPT, TTL, held, manager, nothing_left
 from support.servers import wait_until
 
 pytestmark = pytest.mark.once
@@ -263,6 +264,84 @@ def test_a_lost_lock_ends_a_stopped_command(masters):
         lose_by_deletion(servers)
         assert run.finish()[0] == 76
         assert is_gone(pid)
+
+
+def test_a_loss_needs_no_further_thread(masters):
+    """Under a limit of processes, which counts threads; here, one of memory, in which no further stack has room."""
+    servers = masters(3)
+    with Run(servers, "echo ready; read line", f"--ttl={KEPT}ms") as run:
+        assert run.hear() == "ready"
+        time.sleep(KEPT / 2000)  # until it has extended
+        size = int(Path(f"/proc/{run.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(run.process.pid, resource.RLIMIT_AS, (size + (4 << 20), resource.RLIM_INFINITY))
+        lose_by_deletion(servers)
+        assert run.finish()[0] == 76
+
+
+WRITER = 'echo $$; while :; do echo x >> "$OUT"; done'  # a file, beside the next holder if it has lost the lock
+
+
+def test_a_command_that_was_stopped_for_too_long_is_ended_before_it_goes_on(masters, tmp_path, monkeypatch):
+    servers, out = masters(3), tmp_path / "out"
+    monkeypatch.setenv("OUT", str(out))
+    with Run(servers, WRITER, f"--ttl={KEPT}ms") as run:
+        pid = int(run.hear())
+        wait_until(out.exists)
+        run.send(signal.SIGTSTP)
+        wait_until(lambda: state(pid) == state(run.process.pid) == "T")
+        time.sleep(KEPT * 2 / 1000)
+        assert state(pid) == "T"
+        assert manager(servers).lock("r", TTL)
+        size = out.stat().st_size
+        run.send(signal.SIGCONT)
+        code, _, err = run.finish()
+    assert code == 76
+    assert "the lock was lost (expired); the command ended with 143" in err
+    assert out.stat().st_size == size
+
+
+def test_a_command_goes_on_after_a_stop_that_was_short(masters, tmp_path, monkeypatch):
+    servers, out = masters(3), tmp_path / "out"
+    monkeypatch.setenv("OUT", str(out))
+    with Run(servers, WRITER, "--ttl=20s") as run:
+        pid = int(run.hear())
+        wait_until(out.exists)
+        run.send(signal.SIGTSTP)
+        wait_until(lambda: state(pid) == state(run.process.pid) == "T")
+        size = out.stat().st_size
+        run.send(signal.SIGCONT)
+        wait_until(lambda: out.stat().st_size > size)
+        run.send(signal.SIGTERM)
+        assert run.finish()[0] == 128 + signal.SIGTERM
+    nothing_left(servers)
+
+
+def test_a_run_that_is_stopped_alone_does_not_leave_the_command_without_a_lock(masters, tmp_path, monkeypatch):
+    servers, out = masters(3), tmp_path / "out"
+    monkeypatch.setenv("OUT", str(out))
+    with Run(servers, WRITER, f"--ttl={KEPT}ms") as run:
+        pid = int(run.hear())
+        time.sleep(KEPT * 2 / 1000)
+        assert state(pid) in ("R", "S", "D")
+        run.send(signal.SIGSTOP)
+        wait_until(lambda: is_gone(pid))
+        size = out.stat().st_size
+        run.send(signal.SIGCONT)
+        assert run.finish()[0] == 76
+    assert out.stat().st_size == size
+
+
+def test_a_run_that_is_stopped_alone_has_the_command_killed_if_it_will_not_end(masters):
+    servers = masters(1)
+    with Run(
+        servers, "trap '' TERM; echo $$; while :; do sleep 0.05; done", f"--ttl={KEPT}ms", "--kill-after=300ms"
+    ) as run:
+        pid = int(run.hear())
+        time.sleep(KEPT / 1000)  # it may just have started the command, and have told nobody of it yet
+        run.send(signal.SIGSTOP)
+        wait_until(lambda: is_gone(pid))
+        run.send(signal.SIGCONT)
+        assert run.finish()[0] == 76
 
 
 def test_max_hold_ends_the_command(masters):

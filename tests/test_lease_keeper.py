@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+import textwrap
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -37,6 +41,10 @@ def keepers():
 
 def wait_for_no_keeper():
     wait_until(lambda: not keepers(), what="the end of the keeper")
+
+
+def wait_for_one_keeper():
+    wait_until(lambda: len(keepers()) == 1, what="one keeper")
 
 
 # -- the plan, by exact values -----------------------------------------------------------------------------------------
@@ -105,7 +113,7 @@ def test_there_is_one_keeper_and_only_while_it_is_needed(servers, dlm):
     with dlm.acquire("r", TTL):
         assert keepers() == []
     leases = [dlm.acquire(f"r{number}", SHORT, auto_extend=True) for number in range(20)]
-    assert len(keepers()) == 1
+    wait_for_one_keeper()
     assert keepers()[0].daemon
     time.sleep(3 * SHORT / 1000)
     assert [lease.lost.is_set() for lease in leases] == [False] * 20
@@ -114,7 +122,7 @@ def test_there_is_one_keeper_and_only_while_it_is_needed(servers, dlm):
         lease.release()
     wait_for_no_keeper()
     with dlm.acquire("r", SHORT, auto_extend=True):
-        assert len(keepers()) == 1
+        wait_for_one_keeper()
         time.sleep(2 * SHORT / 1000)
     assert dlm.stats().lost == 0
     wait_for_no_keeper()
@@ -207,20 +215,18 @@ def test_a_loss_does_not_disturb_the_others(servers, dlm):
 
 def test_a_short_lease_is_told_in_time_while_a_long_one_waits_for_an_answer(servers, dlm):
     """No quorum answers, and the long one's extension is due first: it must not outlast the short one."""
-    told = threading.Event()
-    short = dlm.acquire("short", SHORT, auto_extend=True, on_lost=lambda lost: left.append(lost._expires_at - now()))
-    left = []
-    long = dlm.acquire("long", 20 * SHORT, auto_extend=True, on_lost=lambda _: told.set())
-    long._upkeep.extend_at = short._upkeep.extend_at - 0.02
-    dlm._keepers[os.getpid()].keep(long)  # wake it
+    told, long_told = threading.Event(), threading.Event()
+    long = dlm.acquire("long", 5 * SHORT, auto_extend=True, on_lost=lambda _: long_told.set())
+    time.sleep(5 * SHORT / 3000 - 0.15)  # until shortly before it is extended; the short one will be after that
+    short = dlm.acquire("short", SHORT, auto_extend=True, on_lost=lambda _: told.set())
     for server in servers[1:]:
         server.freeze()
-    wait_until(lambda: left, PROMPT)
-    assert left[0] > 0
-    assert not told.is_set()
+    assert told.wait(PROMPT)
+    assert short.lost.reason == "unavailable"  # not "expired": before its validity ended
+    assert not long_told.is_set()
     for server in servers[1:]:
         server.thaw()
-    wait_until(lambda: long._expires_at - now() > 15 * SHORT / 1000)
+    wait_until(lambda: long.remaining > 4 * SHORT)
     for lease in (short, long):
         lease.release()
 
@@ -251,16 +257,256 @@ def test_an_extension_that_raises_is_tried_again(servers, dlm, caplog, monkeypat
     assert caplog.text.count("Error extending") == 2
 
 
-def test_what_cannot_be_kept_is_not_held(servers, dlm, monkeypatch):
-    """A thread cannot be started, as in interpreters that forbid it."""
+# An address space so small that the stack of no further thread fits in.
+NO_THREADS = """
+        import resource
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (4 << 20), -1))
+        threading.stack_size(64 << 20)
+"""
 
-    def refuse(_):
-        raise RuntimeError("no threads")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="no threads"):
-        dlm.acquire("r", TTL, auto_extend=True)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are the system's own")
+def test_what_cannot_be_kept_is_not_held(servers):
+    """No thread can be started, as under a limit of processes."""
+    said = run(
+        """
+        dlm = Redlock(sys.argv[1:])
+        dlm.unlock(dlm.lock("r", 20_000))
+        """
+        + NO_THREADS
+        + """
+        try:
+            dlm.acquire("r", 20_000, auto_extend=True)
+        except RuntimeError as error:
+            say(error)
+        say(dlm.stats().held)
+        with dlm.acquire("r", 20_000) as lease:
+            say(lease.lost.is_set())
+        """,
+        *(server.url for server in servers),
+    )
+    assert said.splitlines() == ["can't start new thread", "0", "False"]
     nothing_left(servers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are the system's own")
+def test_a_loss_needs_no_further_thread(servers):
+    with Program(
+        """
+        dlm = Redlock(sys.argv[1:])
+        lease = dlm.acquire("r", 600, auto_extend=True, on_lost=lambda lost: say(lost.lost.reason))
+        time.sleep(0.3)
+        """
+        + NO_THREADS
+        + """
+        say("held")
+        hear()
+        """,
+        *(server.url for server in servers),
+    ) as program:
+        assert program.hear() == "held"
+        for server in servers:
+            server.admin.set("r", "another", px=TTL)
+        assert program.hear() == "taken over"
+        program.say()
+        assert program.finish() == (0, "", "")
+
+
+def test_an_exit_handler_may_have_a_lease_that_is_extended(servers):
+    """No thread can be started any more where it runs, from Python 3.12 on: then the lease lasts for its TTL."""
+    said = run(
+        """
+        import atexit
+        dlm = Redlock(sys.argv[1:])
+
+        @atexit.register
+        def at_exit():
+            with dlm.acquire("r", 20_000, auto_extend=True) as lease:
+                lease.ensure(10_000)
+                lease.extend()
+                say(dlm.stats().held)
+            say(lease.released_in_time, dlm.stats().held)
+        """,
+        *(server.url for server in servers),
+    )
+    assert said == "1\nTrue 0\n"
+    nothing_left(servers)
+
+
+# -- exceptions out of signal handlers, and releases by them -----------------------------------------------------------
+
+LIMIT = """
+class Limit(Exception):
+    pass
+
+def strike(*_):
+    raise Limit
+
+signal.signal(signal.SIGALRM, strike)
+"""
+
+
+@pytest.mark.parametrize("auto_extend", [True, False])
+def test_a_release_that_is_broken_off_while_it_waits_for_an_extension_is_done(servers, through, auto_extend):
+    proxies = [through(server) for server in servers]
+    with Program(
+        LIMIT
+        + textwrap.dedent("""
+            dlm = Redlock(sys.argv[2:])
+            dlm.unlock(dlm.lock("r", 20_000))
+            lease = dlm.acquire("r", 20_000, auto_extend=sys.argv[1] == "True")
+            say("held")
+            hear()
+            threading.Thread(target=lease.extend).start()
+            time.sleep(0.1)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            try:
+                lease.release()
+            except Limit:
+                say("struck")
+            hear()
+            say(dlm.stats().held, lease.lost.is_set(), lease.remaining)
+            """),
+        str(auto_extend),
+        *(proxy.url for proxy in proxies),
+    ) as program:
+        assert program.hear() == "held"
+        for proxy in proxies:
+            proxy.delay = 0.15
+        program.say()
+        assert program.hear() == "struck"
+        nothing_left(servers)
+        program.say()
+        assert program.hear() == "0 False 0"
+        assert program.finish() == (0, "", "")
+
+
+def test_a_block_that_is_left_while_the_keeper_extends_leaves_nothing(servers, through):
+    proxies = [through(server) for server in servers]
+    for proxy in proxies:
+        proxy.delay = 0.05
+    said = run(
+        LIMIT
+        + textwrap.dedent("""
+            dlm = Redlock(sys.argv[1:])
+            struck = 0
+            for turn in range(6):
+                try:
+                    with dlm.acquire(f"r{turn}", 900, auto_extend=True):
+                        signal.setitimer(signal.ITIMER_REAL, 0.3 + 0.06 + turn / 50)
+                        time.sleep(0.36)  # in the middle of its extension
+                    time.sleep(0.5)
+                except Limit:
+                    struck += 1
+            say(struck, dlm.stats().held)
+            """),
+        *(proxy.url for proxy in proxies),
+    )
+    assert int(said.split()[0]) > 0
+    assert said.split()[1] == "0"
+    nothing_left(servers)
+
+
+def test_a_signal_handler_may_release_what_its_thread_waits_for(servers):
+    """At any moment of the wait: the handler runs in its midst, in the same thread."""
+    said = run(
+        """
+        signal.signal(signal.SIGALRM, lambda *_: lease.release())
+        dlm = Redlock(sys.argv[1:])
+        rng = random.Random(1)
+        for turn in range(200):
+            lease = dlm.acquire("r", 20_000, auto_extend=turn % 2 == 0)
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + rng.random() ** 2 * 40e-6)
+            lost = lease.lost.wait(0.2)  # a signal just before it does not interrupt it
+            assert (lost, lease.released_in_time, dlm.stats().held) == (False, True, 0), turn
+        say("done")
+        """,
+        *(server.url for server in servers),
+    )
+    assert said == "done\n"
+    nothing_left(servers)
+
+
+# -- dropped without a release -----------------------------------------------------------------------------------------
+
+
+def drop(lease):
+    """Warnings at the drop of a lease that only this refers to: `drop([lease])`, with none besides."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lease.clear()
+        gc.collect()
+    return [each for each in caught if issubclass(each.category, ResourceWarning) and "lease" in str(each.message)]
+
+
+def test_one_that_is_dropped_is_given_back(servers, dlm):
+    before = dlm.stats()
+    leases = [dlm.acquire(["r", "s"], TTL, auto_extend=True)]
+    assert dlm.stats().held == 1
+    (warning,) = drop(leases)
+    assert "['r', 's']" in str(warning.message)
+    assert dlm.stats().held == 0
+    nothing_left(servers)
+    wait_for_no_keeper()
+    assert (dlm.stats().released, dlm.stats().lost) == (before.released + 1, before.lost)
+
+
+def test_one_that_is_dropped_with_its_manager_is_given_back(servers):
+    dlm = manager(servers)
+    leases = [dlm.acquire("r", TTL, auto_extend=True)]
+    del dlm
+    assert len(drop(leases)) == 1
+    nothing_left(servers)
+    wait_for_no_keeper()
+
+
+def test_one_that_is_dropped_while_it_is_extended_is_given_back(servers, through):
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies)
+    warm(dlm, servers)
+    leases = [dlm.acquire("r", LONG, auto_extend=True)]
+    for proxy in proxies:
+        proxy.delay = 0.1
+    time.sleep(LONG / 3000 + 0.05)
+    drop(leases)
+    wait_until(lambda: dlm.stats().held == 0)
+    nothing_left(servers)
+    wait_for_no_keeper()
+
+
+def test_others_are_extended_when_one_is_dropped(servers, dlm):
+    with dlm.acquire("r", LONG, auto_extend=True) as lease:
+        for number in range(20):
+            drop([dlm.acquire(f"r{number}", LONG, auto_extend=True)])
+        time.sleep(2 * LONG / 1000)
+        lease.ensure()
+        assert dlm.stats().held == 1
+        assert set().union(*(server.keys() for server in servers)) <= {"r", b"r"}
+
+
+def test_one_that_was_released_is_dropped_in_silence(servers, dlm):
+    with dlm.acquire("r", TTL, auto_extend=True) as lease:
+        leases = [lease]
+    del lease
+    assert drop(leases) == []
+
+
+def test_one_that_was_lost_is_dropped_in_silence(servers, dlm):
+    leases = [dlm.acquire("r", LONG, auto_extend=True)]
+    for server in servers:
+        server.admin.set("r", "another", px=TTL)
+    assert leases[0].lost.wait(PROMPT)
+    assert drop(leases) == []
+    assert held(servers) == [b"another"] * 3
+    assert dlm.stats().held == 0
+
+
+def test_a_dropped_one_without_extensions_lapses_as_ever(servers, dlm):
+    leases = [dlm.acquire("r", TTL)]
+    assert drop(leases) == []
+    assert dlm.stats().held == 0
+    assert dlm.locked("r")
 
 
 # -- renewal never outlives its release --------------------------------------------------------------------------------
@@ -272,9 +518,7 @@ def test_h22_no_extension_outlives_its_release(servers, dlm):
     def work(name):
         for turn in range(60):
             lease = dlm.acquire(name, 60 + turn, auto_extend=True)
-            lease._upkeep.extend_at = now() + turn % 7 / 10_000
-            dlm._keepers[os.getpid()].keep(lease)  # wake it
-            time.sleep(turn % 5 / 10_000)
+            time.sleep((60 + turn) / 3000 + (turn % 9 - 4) / 10_000)  # when it is due, or a little before or after
             lease.release()
 
     threads = [threading.Thread(target=work, args=(f"r{number}",)) for number in range(4)]
@@ -287,19 +531,21 @@ def test_h22_no_extension_outlives_its_release(servers, dlm):
     wait_for_no_keeper()
 
 
-def test_a_release_waits_for_an_extension_under_way(servers, through):
+@pytest.mark.parametrize("auto_extend", [True, False])
+def test_a_release_waits_for_an_extension_under_way(servers, through, auto_extend):
     proxies = [through(server) for server in servers]
     dlm = manager(proxies)
     warm(dlm, servers)
-    lease = dlm.acquire("r", TTL)
+    lease = dlm.acquire("r", TTL, auto_extend=auto_extend)
     for proxy in proxies:
         proxy.delay = 0.1
     extending = threading.Thread(target=lease.extend)
     extending.start()
-    wait_until(lambda: not lease._turn.acquire(blocking=False) or lease._turn.release())
+    time.sleep(0.05)
     lease.release()
     extending.join(PROMPT)
-    assert not any(server.keys() for server in servers)
+    nothing_left(servers)
+    assert lease.released_in_time is True
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

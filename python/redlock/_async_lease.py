@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from redlock._connections import logger
 from redlock._lease import LONGEST_WAIT, LeaseBase
@@ -107,7 +108,7 @@ class AsyncLease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[AsyncLease], object] | None = None,
     ) -> None:
-        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)))
+        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)), operations.counters)
         self._operations = operations
         self._on_lost = on_lost
         self._body: Body | None = None
@@ -181,14 +182,28 @@ class AsyncLease(LeaseBase):
         if self._is_inherited() or not self._begin_release():
             return
         self._forget()
-        if self._turn.locked():
-            await asyncio.shield(self._start(self._give_back_in_turn()))
-        else:
+        if not self._turn.locked():
             await self._give_back()
+            return
+        work = self._start(self._give_back_in_turn())
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # This may be the last that the loop does. In case it goes on, the release is repeated after the extension.
+            self._operations.begin_release(self.key)
+            raise
 
     async def _give_back_in_turn(self) -> None:
-        async with self._turn:
+        while True:
+            try:
+                await self._turn.acquire()
+                break
+            except asyncio.CancelledError:  # the loop is to end, and waits for this: the extension, too, ends soon
+                continue
+        try:
             await self._give_back()
+        finally:
+            self._turn.release()
 
     async def _give_back(self) -> None:
         was_held = True
@@ -196,8 +211,6 @@ class AsyncLease(LeaseBase):
             was_held = await self._operations.release(self.key)
         finally:
             self._end_release(was_held=was_held)
-            if not self._told:
-                self._operations.counters.ended(lost=not self.released_in_time)
 
     def _forget(self) -> None:
         self._over.set()
@@ -249,7 +262,7 @@ class AsyncLease(LeaseBase):
 
     def _watch(self, max_hold: float | None) -> None:
         """Extend it from now on."""
-        self._keep(max_hold)
+        self._plan(max_hold)
         self._set_alarm()
 
     def _lost_at(self) -> float:
@@ -264,7 +277,7 @@ class AsyncLease(LeaseBase):
             due = self._upkeep.due if self._upkeep and not self._work else self._lost_at()
             # Not less than a loop's clock can tell: it would go off again and again until it is time.
             pause = min(max(due - now(), 0.001), LONGEST_WAIT)
-            self._alarm = asyncio.get_running_loop().call_later(pause, self._look)
+            self._alarm = asyncio.get_running_loop().call_later(pause, _look, ref(self))
 
     def _look(self) -> None:
         """Do what is due."""
@@ -280,7 +293,7 @@ class AsyncLease(LeaseBase):
         if not self._end(reason):
             return
         self._told = True
-        self._operations.counters.ended(lost=True)
+        self._counters.ended(lost=True)
         self._forget()
         logger.warning("%r is lost", self)
         if self._body and self._body.task not in unless:
@@ -295,3 +308,9 @@ class AsyncLease(LeaseBase):
                 await told
         except Exception:  # noqa: BLE001 - the caller's own, and nobody waits for it
             logger.exception("Error in what is called when %r is lost", self)
+
+
+def _look(lease: ref[AsyncLease]) -> None:
+    """What a loop's timer calls: it must not be what keeps a lease that nothing else refers to."""
+    if known := lease():
+        known._look()  # noqa: SLF001 - a part of it

@@ -84,6 +84,10 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         said = await self.release_all(key)
         return said.count(Vote.ABSENT) <= len(said) - self.quorum
 
+    def begin_release(self, key: Encodable) -> None:
+        """Send a release to the masters that are connected, for a caller that cannot wait for their answers."""
+        self._manager._begin(Operation.release(self._names(), encode("key", key), self._manager._script()))  # noqa: SLF001
+
     async def release_all(self, key: Encodable) -> list[Vote]:
         """Release on every master; errors are logged. What each said."""
         operation = Operation.release(self._names(), encode("key", key), self._manager._script())  # noqa: SLF001

@@ -7,6 +7,11 @@ free-threaded interpreter two threads that count in the same instant may be coun
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+if TYPE_CHECKING:
+    from redlock._lease import LeaseBase
 
 # Upper bounds in seconds, from a round trip in one rack to a wait that somebody notices.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -41,7 +46,6 @@ class Counters:
     extended: int
     lost: int
     released: int
-    held: int
     fenced: int
     fenced_at_once: int
     wait: Times
@@ -51,7 +55,8 @@ class Counters:
     def __init__(self) -> None:
         self.acquired = self.contended = self.unavailable = 0
         self.extended = self.lost = self.released = 0
-        self.held = self.fenced = self.fenced_at_once = 0
+        self.fenced = self.fenced_at_once = 0
+        self._held: set[ref[Any]] = set()
         self.wait = Times()
         self.round_trip = Times()
         self.failing_releases = set()
@@ -59,8 +64,20 @@ class Counters:
     def granted(self, waited: float) -> None:
         """Count a lease, for which its caller waited so many seconds."""
         self.acquired += 1
-        self.held += 1
         self.wait.add(waited)
+
+    @property
+    def held(self) -> int:
+        """How many leases are held."""
+        return len(self._held)
+
+    def holds(self, lease: LeaseBase) -> None:
+        """Count a lease as held, until :meth:`holds_no_more`, or until nothing refers to it any more."""
+        self._held.add(ref(lease, self._held.discard))
+
+    def holds_no_more(self, lease: LeaseBase) -> None:
+        """Do not count it any more."""
+        self._held.discard(ref(lease))
 
     def had_token(self, *, at_once: bool) -> None:
         """Count a fencing token: whether the masters accepted the first that was proposed."""
@@ -76,7 +93,6 @@ class Counters:
 
     def ended(self, *, lost: bool) -> None:
         """Count the end of a lease: each is either released or lost."""
-        self.held -= 1
         if lost:
             self.lost += 1
         else:

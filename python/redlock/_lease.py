@@ -6,12 +6,17 @@ suspended, as the masters' do.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
+import time
+import warnings
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redlock._connections import logger
+from redlock._keeper import LONGEST_WAIT, start_thread
 from redlock._outcomes import digest, in_words, loss, why_not_extended
 from redlock._redlock import now
 
@@ -21,12 +26,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from redlock._counters import Counters
+    from redlock._keeper import Kept
     from redlock._leasing import Operations
     from redlock._types import Encodable, HeldLike, Reason
 
 
-# Seconds after which deadlines are looked at again: while the machine is suspended, what is waited stands still.
-LONGEST_WAIT = 1.0
+T = TypeVar("T")
+
+TICK = 0.002  # seconds between looks at whether it is one's turn; an extension takes a round trip
 
 
 class Upkeep:
@@ -77,6 +85,50 @@ class Upkeep:
         return "expired" if self.extend_at >= self._stop_at else "unavailable"
 
 
+class Unreleased:
+    """A part of a lease that is extended: warns when it is dropped with the lease, which is to be released instead."""
+
+    _pid = 0  # of no process: one that is half made is silent
+
+    def __init__(self, resource: Any) -> None:
+        self._resource = resource
+        self._pid = os.getpid()
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid() and not sys.is_finalizing():
+            message = f"a lease on {self._resource!r:.80} was dropped without having been released"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+
+class Released:
+    """What an :class:`Unreleased` becomes.
+
+    It is just freed: no code runs then, in which the exception of a signal handler would be lost.
+    """
+
+
+class Latch:
+    """An event that happens once. Unlike :class:`threading.Event`, a signal handler may set it while its thread waits.
+
+    A wait may end too early.
+    """
+
+    def __init__(self) -> None:
+        self._closed = threading.Lock()
+        self._closed.acquire()
+
+    def open(self) -> None:
+        """End all waits."""
+        with contextlib.suppress(RuntimeError):  # it is open
+            self._closed.release()
+
+    def wait(self, timeout: float) -> None:
+        """Wait so many seconds at most."""
+        # Not for long: a signal that comes just before the wait does not interrupt it.
+        if self._closed.acquire(timeout=min(max(0.0, timeout), LONGEST_WAIT)):
+            self.open()  # for the next who waits
+
+
 class LeaseBase:
     """A lease, whoever waits: what it is, and whether it can still be relied on.
 
@@ -97,16 +149,27 @@ class LeaseBase:
     masters: Sequence[tuple[str, str]]
     token: int | None
     released_in_time: bool | None = None
-    _reason: Reason | None = None
     _told = False  # of its loss, as opposed to one that merely outlived its validity
 
-    def __init__(self, resource: Any, ttl: int, held: HeldLike, masters: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        resource: Any,
+        ttl: int,
+        held: HeldLike,
+        masters: Sequence[tuple[str, str]],
+        counters: Counters,
+    ) -> None:
         self.resource, self.key, self.masters = resource, held.key, masters
         self.token = getattr(held, "token", None)
         self._upkeep: Upkeep | None = None
+        self._unreleased: Unreleased | None = None
         self._pid = os.getpid()
-        self._once = threading.Lock()
+        # What happens once only. Who comes first is decided by `setdefault`, a single step: neither a thread, nor a
+        # signal handler, nor an exception out of one can come in between.
+        self._done: dict[str, tuple[Reason | None]] = {}
+        self._counters = counters
         self._granted(held, ttl)
+        counters.holds(self)
 
     def __repr__(self) -> str:
         """What is held and how long still; not the key."""
@@ -177,10 +240,23 @@ class LeaseBase:
             self._upkeep.shortened(expires_at, ttl)
         return True
 
-    def _keep(self, max_hold: float | None) -> None:
-        """Plan extensions."""
-        self._upkeep = Upkeep(now(), max_hold)
-        self._upkeep.granted(self._expires_at, self.ttl)
+    def _plan(self, max_hold: float | None) -> Upkeep:
+        """Plan extensions, and warn if it is dropped: without them it would merely lapse."""
+        upkeep = Upkeep(now(), max_hold)
+        upkeep.granted(self._expires_at, self.ttl)
+        self._unreleased = Unreleased(self.resource)
+        self._upkeep = upkeep
+        return upkeep
+
+    def _is_first(self, what: str, reason: Reason | None = None) -> bool:
+        """Whether this is the first time that this happens to it."""
+        mine = (reason,)
+        return self._done.setdefault(what, mine) is mine
+
+    @property
+    def _reason(self) -> Reason | None:
+        """Why it was ended; ``None`` if it was not."""
+        return self._done.get("end", (None,))[0]
 
     def _end(self, reason: Reason) -> bool:
         """End it, for the first reason there is.
@@ -188,10 +264,11 @@ class LeaseBase:
         Returns:
             Whether this was the first.
         """
-        with self._once:  # the keeper may give it up just when it is released
-            first = self._reason is None
-            self._reason = self._reason or reason
-        return first
+        is_first = self._is_first("end", reason)
+        if self._unreleased:
+            self._unreleased.__class__ = Released  # type: ignore[assignment]
+        self._counters.holds_no_more(self)
+        return is_first
 
     def _begin_release(self) -> bool:
         """End it, since it is going to be released.
@@ -199,15 +276,23 @@ class LeaseBase:
         Returns:
             Whether that is to be done: not twice.
         """
-        if self.released_in_time is not None:
+        if not self._is_first("release"):
             return False
-        self._end(self._why_not() or "released")
-        self.released_in_time = self._reason == "released"
+        self._end_for_release()
         return True
+
+    def _end_for_release(self) -> None:
+        self._end(self._why_not() or "released")
+        if self.released_in_time is None:
+            self.released_in_time = self._reason == "released"
 
     def _end_release(self, *, was_held: bool) -> None:
         """Note what the masters said of the release: whether a quorum had it until then."""
+        if not self._is_first("released"):
+            return
         self.released_in_time = self.released_in_time and was_held
+        if not self._told:
+            self._counters.ended(lost=not self.released_in_time)
         if not self.released_in_time:
             logger.warning("%r was released too late: its validity was over, or the masters no longer had it", self)
 
@@ -268,8 +353,9 @@ class Loss:
 class Lease(LeaseBase):
     """A lock that is held until its block is left, :meth:`release` is called, or its validity is over.
 
-    Returned by :meth:`Redlock.acquire`, already held. Can be shared between threads. A forked child does not hold
-    what its parent holds: there it is lost.
+    Returned by :meth:`Redlock.acquire`, already held. Can be shared between threads. One that is extended is released
+    as well when nothing refers to it any more, with a :class:`ResourceWarning`. A forked child does not hold what its
+    parent holds: there it is lost.
     """
 
     def __init__(
@@ -280,13 +366,14 @@ class Lease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
-        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)))
+        # One extension at a time, and none after the release: the threads that want to, in the order in which they
+        # came; the first may. To come and to go are single steps, so that no exception leaves a thread in here.
+        self._turns: dict[int, None] = {}
+        self._kept: Kept | None = None
         self._operations = operations
         self._on_lost = on_lost
-        self._over = threading.Event()
-        # One extension at a time, and none after the release. The lock can be taken again by the same thread: a signal
-        # handler may want to release while an extension is under way.
-        self._turn = threading.RLock()
+        self._over = Latch()
+        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)), operations.counters)
 
     def __enter__(self) -> Self:
         return self
@@ -299,11 +386,13 @@ class Lease(LeaseBase):
         Raises:
             LockLost: the lease was lost meanwhile, and the body raised nothing.
         """
-        reason = self._loss_in_body()
+        reason: Reason | None = None
         try:
+            reason = self._loss_in_body()
             self.release()
-        except Exception:
-            if error is None:
+        except BaseException as failure:
+            self._finish_later()
+            if error is None or not isinstance(failure, Exception):
                 raise
             logger.exception("Error releasing %r", self.resource)
         if error is None and reason is not None:
@@ -330,32 +419,103 @@ class Lease(LeaseBase):
         """
         ttl = self.ttl if ttl is None else self._operations.checked(ttl)
         if self._is_inherited():
-            raise loss(self.resource, "forked")  # not even the lock may be touched: a thread of the parent may hold it
-        with self._turn:
-            reason = self._try_to_extend(ttl, self._may_extend_until())
+            # Not even a turn may be waited for: a thread of the parent may have it.
+            raise loss(self.resource, "forked")
+        ended = self._reason
+        reason = self._in_turn(lambda: self._try_to_extend(ttl, self._may_extend_until()))
+        if ended is None and "released" in self._done:
+            self._operations.release(self.key)  # by a signal handler, meanwhile; and it may have been extended since
         if reason is not None:
             raise loss(self.resource, reason)
 
     def release(self) -> None:
         """Give it back on every master; waits for an extension under way. Harmless when done twice.
 
-        Never raises for a master's failure: those are logged. So is a lease that had already expired.
+        Never raises for a master's failure: those are logged. So is a lease that had already expired. An exception
+        that a signal handler raises meanwhile does not keep it from being given back.
         """
         if self._is_inherited():
             return  # it is the parent's
-        with self._turn:
-            if not self._begin_release():
-                return
-        self._forget()
+        try:
+            self._in_turn(self._give_back)
+        except BaseException:
+            self._finish_later()
+            raise
+
+    def _give_back(self) -> None:
+        if not self._begin_release():
+            return
+        self._over.open()
         was_held = self._operations.release(self.key)
         self._end_release(was_held=was_held)
-        if not self._told:
-            self._operations.counters.ended(lost=not self.released_in_time)
+        self._forget()
+
+    def _finish_later(self) -> None:
+        """Have the release done that an exception has broken off: by the keeper, if it has one."""
+        if self._is_inherited() or not self._is_first("owed"):
+            return
+        if kept := self._kept:
+            kept.is_owed = True
+            self._operations.keeper.look_at(kept)
+        elif "released" not in self._done:
+            with contextlib.suppress(Exception):  # another one is on its way to the caller
+                self._finish_in_turn()
+
+    def _finish_in_turn(self) -> None:
+        self._in_turn(self._finish)
+
+    def _finish(self) -> None:
+        """Release it, whatever has been done of that."""
+        self._end_for_release()
+        self._over.open()
+        if "released" not in self._done:
+            self._operations.release(self.key)
+            self._end_release(was_held=True)  # as far as can be told: it may have been released before
+        self._forget()
+
+    def _start_keeping(self, max_hold: float | None) -> None:
+        """Have the keeper extend it.
+
+        Raises:
+            RuntimeError: there are no more threads.
+        """
+        keeper = self._operations.keeper
+        self._kept = kept = keeper.kept(self, self._operations, self._plan(max_hold))
+        try:
+            keeper.look_at(kept)
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            # At the end of the interpreter, in an exit handler: what it does is most likely done within one TTL.
+            self._upkeep = self._kept = None
+            kept.is_over = True
+            logger.warning("%r is not extended: no thread can be started while the interpreter ends", self)
 
     def _forget(self) -> None:
-        self._over.set()
-        if self._upkeep:
-            self._operations.keeper.drop(self)
+        self._over.open()
+        if kept := self._kept:
+            self._kept = None  # so that nothing is to be done when it is freed
+            kept.is_over = True
+            self._operations.keeper.look_at(kept)
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do something when no other thread extends or releases it.
+
+        Not by a lock: a signal handler may call this while its own thread is in here, and may raise at any moment.
+        """
+        me = threading.get_ident()
+        is_nested = me in self._turns
+        try:
+            self._turns.setdefault(me)
+            while not self._is_turn_of(me):
+                time.sleep(TICK)
+            return work()
+        finally:
+            if not is_nested:
+                self._turns.pop(me, None)
+
+    def _is_turn_of(self, thread: int) -> bool:
+        return [*self._turns][0] == thread  # noqa: RUF015 - in one step: others come and go
 
     def _try_to_extend(self, ttl: int, until: float) -> Reason | None:
         """Extend, with `_turn` held.
@@ -369,8 +529,8 @@ class Lease(LeaseBase):
         """
         if (reason := self._why_not()) is not None:
             return reason
-        if self._assume_extended(ttl, self._operations.relied_on(ttl)) and self._upkeep:
-            self._operations.keeper.keep(self)  # it has to look at it earlier than it meant to
+        if self._assume_extended(ttl, self._operations.relied_on(ttl)) and (kept := self._kept):
+            self._operations.keeper.look_at(kept)  # earlier than it meant to
         outcome = self._operations.extend(self.key, ttl, min(until, self._may_extend_until()))
         if (reason := self._why_not()) is not None:
             return reason  # meanwhile: it was too late
@@ -387,22 +547,37 @@ class Lease(LeaseBase):
         if not self._end(reason):
             return
         self._told = True
-        self._operations.counters.ended(lost=True)
+        self._counters.ended(lost=True)
         self._forget()
         logger.warning("%r is lost", self)
         if self._on_lost:
-            # In a thread of its own: the keeper has other leases to extend.
-            threading.Thread(target=self._on_lost, args=(self,), name="redlock-on-lost", daemon=True).start()
+            try:
+                # In a thread of its own: the keeper has other leases to extend.
+                start_thread(self._tell, "redlock-on-lost")
+            except RuntimeError:  # there are no more threads: better late for the others than never for this one
+                try:
+                    self._tell()
+                except BaseException:  # noqa: BLE001 - as in a thread of its own
+                    logger.exception("Error in what is called when %r is lost", self)
 
-    def _tend(self, until: float) -> None:
+    def _tell(self) -> None:
+        if self._on_lost:
+            self._on_lost(self)
+
+    def _tend(self, until: float) -> bool:
         """Do what is due: the keeper calls it, and it never raises.
 
         Args:
             until: when the keeper has to be back.
+
+        Returns:
+            Whether it is to be kept any longer.
         """
         upkeep, at = self._upkeep, now()
         assert upkeep is not None  # noqa: S101
         try:
+            if self._reason is not None:
+                return False
             if at >= upkeep.lost_at:
                 self._lose(self._why_not() or upkeep.reason)
             elif at >= upkeep.due and not self._renew(until):
@@ -410,6 +585,7 @@ class Lease(LeaseBase):
         except Exception:  # noqa: BLE001 - the keeper has other leases to extend
             logger.exception("Error extending %r", self)
             upkeep.failed(now())
+        return True
 
     def _renew(self, until: float) -> bool:
         """Extend it, unless somebody else is just extending or releasing it.
@@ -417,9 +593,9 @@ class Lease(LeaseBase):
         Returns:
             Whether it was extended.
         """
-        if not self._turn.acquire(blocking=False):
-            return False
+        me = threading.get_ident()
+        self._turns.setdefault(me)
         try:
-            return self._try_to_extend(self.ttl, until) is None
+            return self._is_turn_of(me) and self._try_to_extend(self.ttl, until) is None
         finally:
-            self._turn.release()
+            self._turns.pop(me, None)

@@ -17,11 +17,11 @@ from redlock._keeper import Keeper
 from redlock._lease import Lease
 from redlock._lock import Lock, LockLost
 from redlock._objects import attempts
-from redlock._redlock import Operation, Vote, now
+from redlock._redlock import Held, Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from redlock._manager import Redlock
     from redlock._redlock import Engine
@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 
 class Operations(Terms["Redlock"]):
-    """What one lease needs of its manager, for the names it is for."""
+    """What one lease needs of its manager, for the names it is for.
+
+    Attributes:
+        taken: what the engine has said of the tries for it.
+    """
+
+    def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
+        super().__init__(manager, resources)
+        self.taken: list[Held | list[str]] = []
 
     @property
     def keeper(self) -> Keeper:
@@ -69,9 +77,10 @@ class Operations(Terms["Redlock"]):
         script = self._manager._script()  # noqa: SLF001
         terms = self._names(), ttl, self.quorum, self._drift(ttl)
         operation = Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing)
-        outcome = engine.run(operation)
+        # Taken down without a step in between, in which an exception out of a signal handler would lose it.
+        self.taken.extend(map(engine.run, (operation,)))
         self.attempts += operation.rounds
-        return outcome
+        return self.taken[-1]
 
     def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
@@ -116,20 +125,27 @@ def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping:
 
         _objects.check_own_names(manager, "extend")
     ttl, start = operations.checked(ttl), now()
-    outcome = operations.acquire(ttl, pace)
-    held = operations.decided(resource, outcome, pace, now() - start)
-    return _kept(Lease(operations, resource, ttl, held, keeping.on_lost), operations, keeping)
+    leases: list[Lease] = []
+    try:
+        outcome = operations.acquire(ttl, pace)
+        held = operations.decided(resource, outcome, pace, now() - start)
+        leases.append(Lease(operations, resource, ttl, held, keeping.on_lost))
+        if keeping.auto_extend:
+            leases[0]._start_keeping(keeping.max_hold)  # noqa: SLF001
+        return leases[0]
+    except BaseException:
+        _undo(operations, leases)
+        raise
 
 
-def _kept(lease: Lease, operations: Operations, keeping: Keeping) -> Lease:
-    if keeping.auto_extend:
-        lease._keep(keeping.max_hold)  # noqa: SLF001
-        try:
-            operations.keeper.keep(lease)
-        except BaseException:
-            lease.release()
-            raise
-    return lease
+def _undo(operations: Operations, leases: list[Lease]) -> None:
+    """Leave nothing behind of an acquire in which something was raised, at whatever moment."""
+    for lease in leases:
+        lease.release()
+    if not leases:
+        for taken in operations.taken:
+            if isinstance(taken, Held):
+                operations.release(taken.key)
 
 
 def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:

@@ -64,6 +64,10 @@ class LoopHost:
             await asyncio.wait((call.over,), timeout=GRACE)
             raise
 
+    def begin(self, operation: Operation[Any]) -> None:
+        """Begin an operation of which nobody waits for the end."""
+        self.start(operation, _Call(self, None))
+
     def start(self, operation: Operation[Any], call: _Call[Any]) -> int:
         """Begin an operation that tells ``call`` its outcome; returns its number."""
         number = self._session.start(operation)

@@ -290,6 +290,9 @@ class AsyncRedlock:
         assert self._hosts is not None  # noqa: S101 - asked only where there is an engine
         return await self._hosts.current().run(operation, give_back)
 
+    def _begin(self, operation: Operation[Any]) -> None:
+        self._hosts.current().begin(operation)
+
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
 

@@ -1,4 +1,4 @@
-"""The child of ``redlock run``: its signals, its terminal, its end, and who sees to that if this process is killed."""
+"""The child of ``redlock run``: its signals, its terminal, its end, and who sees to that if this process cannot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import select
 import signal
 import time
+from math import inf
+
+from redlock._redlock import now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ _OTHERS = (signal.SIGCHLD, signal.SIGTSTP, signal.SIGWINCH)
 # What Python, and this module, ignore: a program expects the defaults.
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTOU)
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+_DISMISSED = "."  # what the guard is told when it is not needed any more
 
 POLL = 0.05  # seconds between looks at a group that nobody tells the end of
 
@@ -116,6 +121,10 @@ class Terminal:
 class Command:
     """A running program, in a process group of its own.
 
+    Attributes:
+        group: its number.
+        is_stopped: whether it was stopped as one job with us; :meth:`pause` is to follow, and then :meth:`go_on`.
+
     Args:
         words: the program and its arguments.
         environment: its environment.
@@ -130,6 +139,7 @@ class Command:
         start = {"setpgroup": 0} if terminal.is_ours else {"setsid": True}
         self._terminal = terminal
         self._status: int | None = None
+        self.is_stopped = False
         self.group = os.posix_spawnp(words[0], words, environment, setsigdef=_RESTORED, **start)  # type: ignore[arg-type]
         terminal.lend(self.group)
         self.send(signal.SIGCONT)  # if it wanted to read before the terminal was its own
@@ -150,7 +160,7 @@ class Command:
         """What to do with a signal that we have got."""
         if number == signal.SIGTSTP:
             self.send(signal.SIGSTOP)  # not TSTP, which a session without a terminal ignores
-            self._pause()
+            self.is_stopped = True
         elif number != signal.SIGCHLD:
             self.send(number)
 
@@ -162,16 +172,19 @@ class Command:
                 if pid == 0:
                     return
                 if pid == self.group and os.WIFSTOPPED(status):
-                    if os.WSTOPSIG(status) in _STOPS:
-                        self._pause()
+                    self.is_stopped |= os.WSTOPSIG(status) in _STOPS
                 elif pid == self.group:
                     self._status = status
                     self._terminal.take_back(self.group)
 
-    def _pause(self) -> None:
-        """Stop with it, as one job of the shell; returns when that is continued."""
+    def pause(self) -> None:
+        """Stop, as one job of the shell with it; returns when that is continued, with the command still stopped."""
         self._terminal.take_back(self.group)
         os.kill(os.getpid(), signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        self.is_stopped = False
         self._terminal.lend(self.group)
         self.send(signal.SIGCONT)
 
@@ -201,7 +214,7 @@ def terminate(group: int) -> bool:
 
 
 class Guard:
-    """A process that ends the command if this one is killed, which could not extend the lease any more.
+    """A process that ends the command if this one cannot: it was killed, or is stopped while the command is not.
 
     To be made before there are other threads. It knows of the command from :meth:`watch` on: who is killed in the
     microseconds before that leaves a command without a lease.
@@ -217,16 +230,19 @@ class Guard:
             os.close(self._writer)
             _stand_guard(reader, grace)
         os.close(reader)
+        os.set_blocking(self._writer, False)
 
-    def watch(self, group: int) -> None:
-        """End this group when we are gone."""
-        with contextlib.suppress(OSError):  # it has been killed
-            os.write(self._writer, b"%d" % group)
+    def watch(self, group: int, until: float = inf) -> None:
+        """End this group when we are gone, or when it is ``until`` and we have not said anything else."""
+        self._say(f"{group} {until!r}")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # it has been killed, or is stopped itself and does not listen
+            os.write(self._writer, f"{line}\n".encode())
 
     def dismiss(self) -> None:
         """Not needed any more."""
-        with contextlib.suppress(OSError):  # the same
-            os.write(self._writer, b".")
+        self._say(_DISMISSED)
         os.close(self._writer)
         with contextlib.suppress(ChildProcessError):  # reaped together with orphans
             os.waitpid(self._pid, 0)
@@ -247,13 +263,30 @@ def _stand_guard(reader: int, grace: float) -> NoReturn:
         os.setsid()  # what is typed at the terminal is not for it
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
-        said = b""
-        while chunk := os.read(reader, 64):
-            said += chunk
-        if said and not said.endswith(b"."):
-            _end(int(said), grace)
+        if group := _wait_for_end(reader):
+            _end(group, grace)
     finally:
         os._exit(0)
+
+
+def _wait_for_end(reader: int) -> int:
+    """The group that has to be ended now; 0 if none has to be."""
+    group, until, rest = 0, inf, b""
+    while True:
+        # No longer than a second at once, if there is a deadline: the time during a suspend does not count as waited.
+        pause = None if until == inf else min(max(until - now(), 0.0), 1.0)
+        if select.select([reader], [], [], pause)[0]:
+            chunk = os.read(reader, 4096)
+            if not chunk:
+                return group
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if line.decode() == _DISMISSED:
+                    return 0
+                number, deadline = line.split()
+                group, until = int(number), float(deadline)
+        elif now() >= until:
+            return group
 
 
 def _end(group: int, grace: float) -> None:

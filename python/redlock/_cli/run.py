@@ -76,14 +76,13 @@ def _run_under(out: Output, lease: Lease, options: argparse.Namespace, signals: 
         out.error(f"{options.command[0]}: {error.strerror}", name=options.name)
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
     try:
-        guard.watch(command.group)
-        return _attend(command, lease, signals, options.kill_after)
+        return _attend(command, lease, signals, guard, options.kill_after)
     finally:
         if command.exit_code is None:
             command.send(signal.SIGKILL)
 
 
-def _attend(command: Command, lease: Lease, signals: Signals, grace: float) -> int:
+def _attend(command: Command, lease: Lease, signals: Signals, guard: Guard, grace: float) -> int:
     """Until the command has ended, by itself or since the lease is lost.
 
     Returns:
@@ -91,17 +90,32 @@ def _attend(command: Command, lease: Lease, signals: Signals, grace: float) -> i
     """
     kill_at = None
     while (code := command.exit_code) is None:
-        for number in signals.wait(None if kill_at is None else max(POLL, kill_at - now())):
-            command.pass_on(number)
+        if command.is_stopped and kill_at is None:
+            guard.watch(command.group)  # while we are stopped, so is it
+            command.pause()
         if kill_at is None and lease.lost.is_set():
             terminate(command.group)
             kill_at = now() + grace
-        if kill_at is not None and now() >= kill_at:
+            guard.watch(command.group, kill_at + 1)
+        elif kill_at is None:
+            guard.watch(command.group, now() + lease.remaining / 1000)
+        elif now() >= kill_at:
             command.send(signal.SIGKILL)
+        if command.is_stopped:  # not before we have looked at the lease
+            command.go_on()
+        for number in signals.wait(_pause(lease, kill_at)):
+            command.pass_on(number)
         command.reap()
     if kill_at is not None:
         _end_rest(command, signals, kill_at)
     return code
+
+
+def _pause(lease: Lease, kill_at: float | None) -> float:
+    """Seconds until the guard has to hear of us again, or the command has to be killed."""
+    if kill_at is not None:
+        return max(POLL, kill_at - now())
+    return max(lease.remaining / 4000, 0.01)
 
 
 def _end_rest(command: Command, signals: Signals, kill_at: float) -> None:
