@@ -23,7 +23,7 @@ TOOLS := target/tools
 # Whom the benchmark compares with, each in an environment of its own.
 PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix test-dependents fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix test-dependents fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak model sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,14 +102,18 @@ test-rust: # the core alone, without Python; with mistakes for the simulation to
 	cargo test --locked --quiet --features planted-bugs
 
 SIM := cargo test --locked --quiet --features planted-bugs --test simulation
+SOAK := cargo test --locked --quiet --profile soak --features planted-bugs
 export SEED SEEDS FIRST_SEED BUG BROKEN
 
 sim: ## thousands of simulated worlds; SEED=n replays one (BUG=LateSet, BROKEN=Forgets)
 	$(SIM) $(if $(SEED),nothing_lies) -- --nocapture
 
-soak: ## simulated worlds for SECONDS=n or SEEDS=n (a million otherwise); FIRST_SEED=n starts elsewhere; the large model
-	LARGE=1 cargo test --locked --quiet --test model -- --nocapture --test-threads=1
-	env $(if $(SECONDS),SECONDS=$(SECONDS),SEEDS=$(or $(SEEDS),1000000)) $(SIM) nothing_lies -- --nocapture
+soak: ## worlds never simulated before, for SECONDS=n (600 otherwise) or SEEDS=n; FIRST_SEED=n repeats a run
+	env FIRST_SEED=$(or $(FIRST_SEED),$$(date +%s%N)) $(if $(SEEDS),SEEDS=$(SEEDS),SECONDS=$(or $(SECONDS),600)) \
+		$(SOAK) --test simulation nothing_lies -- --nocapture
+
+model: ## states of the fencing protocol, within large bounds: minutes, and 8 GiB at most
+	LARGE=1 $(SOAK) --test model -- --nocapture --test-threads=1
 
 sim-docs: # the tables of docs/simulation.md
 	WRITE_DOCS=1 PLANTED_SEEDS=500 BROKEN_SEEDS=500 $(SIM) -- --nocapture --test-threads=1 broken every

@@ -47,6 +47,12 @@ impl Seeds {
     }
 }
 
+impl fmt::Display for Seeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FIRST_SEED={}", self.first)
+    }
+}
+
 /// A number from the environment.
 ///
 /// # Panics
