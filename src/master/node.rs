@@ -24,6 +24,8 @@ pub(super) struct Node {
     state: Mutex<State>,
     /// Somebody waited for the connection that is being made, and waits no longer.
     is_late: AtomicBool,
+    /// Another one is being made beside it.
+    is_replacing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +39,14 @@ enum State {
 impl Node {
     /// A server not connected to yet.
     pub(super) fn new(endpoint: Arc<Endpoint>, health: Arc<Health>, handle: Handle) -> Self {
-        Self { endpoint, health, handle, state: Mutex::default(), is_late: AtomicBool::new(false) }
+        Self {
+            endpoint,
+            health,
+            handle,
+            state: Mutex::default(),
+            is_late: AtomicBool::new(false),
+            is_replacing: AtomicBool::new(false),
+        }
     }
 
     /// Where it is.
@@ -114,6 +123,33 @@ impl Node {
             _ = done.send(result);
         });
         connecting.shared()
+    }
+
+    /// Make a new connection beside `old`, which may be forgotten. It takes the place of `old` if that has said nothing
+    /// until then.
+    pub(super) fn replace(self: &Arc<Self>, old: &Link) {
+        if self.is_replacing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (node, old, heard_at) = (Arc::clone(self), old.clone(), old.heard_at());
+        self.handle.spawn(async move {
+            let made = node.connect_in_time().await;
+            node.is_replacing.store(false, Ordering::Relaxed);
+            let Ok(new) = made else { return };
+            let is_silent = old.heard_at() == heard_at;
+            if is_silent && node.put_in_place_of(&old, new) {
+                old.forget();
+            }
+        });
+    }
+
+    fn put_in_place_of(&self, old: &Link, new: Link) -> bool {
+        let mut state = locked(&self.state);
+        let is_there = matches!(&*state, State::Linked(link) if link.is(old));
+        if is_there {
+            *state = State::Linked(new);
+        }
+        is_there
     }
 
     /// Whoever waited for this connection took the master for silent. Now it is known better.
