@@ -56,7 +56,7 @@ pub enum Bug {
     /// Those of one session who wait do not stand in line.
     NoLine,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.
-    ConnectAnew,
+    ConnectAgain,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -193,7 +193,7 @@ def test_a_lock_is_had_although_the_idle_connections_were_forgotten(forgotten):
 
 
 def test_a_lock_is_released_although_the_idle_connections_were_forgotten(forgotten):
-    """At once: nothing is left when the call returns, and nobody drives the session after that."""
+    """At once: nothing is left when the call returns, and the session is not driven after that."""
     dlm, servers, forget = forgotten
     lock = dlm.lock("r", TTL)
     forget()

@@ -45,7 +45,7 @@ pub struct Master {
     handle: Handle,
 }
 
-/// What to carry out, whether it is wanted still, and whether somebody waits for it.
+/// What to carry out, whether it is still wanted, and whether a caller waits for it.
 struct Errand<E, W> {
     exchange: E,
     wanted: W,
@@ -174,7 +174,7 @@ impl Master {
         self.carry_out(resource, Errand { exchange, wanted, is_awaited: true, takes: true }).await
     }
 
-    /// Carry out `exchange` where nobody waits for it: as soon as there is a connection, however long it takes to make.
+    /// Carry out `exchange` for no caller that waits: as soon as there is a connection, however long it takes to make.
     pub async fn call_in_background<F>(
         &self,
         resource: &[u8],

@@ -22,7 +22,7 @@ pub(super) struct Node {
     health: Arc<Health>,
     handle: Handle,
     state: Mutex<State>,
-    /// Somebody waited for the connection that is being made, and waits no longer.
+    /// A caller waited for the connection that is being made, and waits no longer.
     is_late: AtomicBool,
     /// Another one is being made beside it.
     is_replacing: AtomicBool,
@@ -85,7 +85,7 @@ impl Node {
     }
 
     /// The open connection, or a new one. Everybody who asks while it is being made waits for the same one, and no longer
-    /// than `patience`, if that is given. The connection is made all the same: it is there for whoever asks next.
+    /// than `patience`, if that is given. The connection is made all the same: it is there for the next caller.
     pub(super) async fn link(self: &Arc<Self>, patience: Option<Duration>) -> Result<Link, Error> {
         let connecting = {
             let mut state = locked(&self.state);
@@ -152,7 +152,7 @@ impl Node {
         is_there
     }
 
-    /// Whoever waited for this connection took the master for silent. Now it is known better.
+    /// A caller that waited for this connection took the master for silent. Now more is known.
     fn note_late(&self, result: &Result<Link, Error>) {
         match result {
             Ok(_) => self.health.answered(),
@@ -161,7 +161,7 @@ impl Node {
         }
     }
 
-    /// Make a connection. One that ended while nobody was there to go on with it says nothing of the master: it is made
+    /// Make a connection. One that ended while no caller was there to go on with it says nothing of the master: it is made
     /// once more.
     async fn connect(&self) -> Result<Link, Error> {
         let absent = self.handle.unattended();

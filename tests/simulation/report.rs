@@ -85,7 +85,7 @@ mod planted_bugs {
         Bug::TrustPushes,
         Bug::AskAgain,
         Bug::NoLine,
-        Bug::ConnectAnew,
+        Bug::ConnectAgain,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {
