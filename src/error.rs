@@ -15,6 +15,9 @@ pub enum Error {
     /// The master did not answer in time; its connection is given up.
     #[error("no answer")]
     NoAnswer,
+    /// The connection was idle and then silent, while a new one was made at once: something on the way had forgotten it.
+    #[error("the connection was forgotten")]
+    Forgotten,
     /// The round was decided before there was a connection to send on.
     #[error("not asked")]
     NotSent,

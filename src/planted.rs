@@ -65,7 +65,7 @@ pub enum Bug {
     /// counts as often as somebody waited for its end, and a turn may be used up in vain.
     ShunHung,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.
-    ConnectAnew,
+    ConnectAgain,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
 from redlock import AsyncRedlock, Redlock
 from support import names
-from support.locks import TTL, amanager, awarm, is_held, manager, nothing_left
+from support.locks import TTL, amanager, awarm, held, is_held, manager, nothing_left, warm
 from support.programs import run
 from support.proxy import syn_black_hole
 from support.scripted import Act
@@ -160,3 +161,64 @@ def test_addresses_that_do_not_answer_are_passed_by_and_remembered(masters):
         for hole in holes:
             stack.enter_context(syn_black_hole(hole, server.port))
         assert run(source) == "True\nTrue\n"
+
+
+# -- forgotten ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forgotten(masters, through):
+    """A manager with one try, its three servers, and what has its idle connections forgotten."""
+    servers = masters(3)
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies, retry_count=1)
+    warm(dlm, servers)
+
+    def forget():
+        time.sleep(1.2)  # idle for longer than a connection in use
+        for proxy in proxies:
+            proxy.forget()
+
+    return dlm, servers, forget
+
+
+def test_a_lock_is_had_although_the_idle_connections_were_forgotten(forgotten):
+    dlm, servers, forget = forgotten
+    forget()
+    lock = dlm.lock("r", TTL)
+    assert lock
+    assert is_held(servers, lock)
+    dlm.unlock(lock)
+    nothing_left(servers)
+
+
+def test_a_lock_is_released_although_the_idle_connections_were_forgotten(forgotten):
+    """At once: nothing is left when the call returns, and the session is not driven after that."""
+    dlm, servers, forget = forgotten
+    lock = dlm.lock("r", TTL)
+    forget()
+    dlm.unlock(lock)
+    assert held(servers) == [None] * 3
+
+
+def test_a_lock_is_extended_although_the_idle_connections_were_forgotten(forgotten):
+    dlm, servers, forget = forgotten
+    lock = dlm.lock("r", TTL)
+    forget()
+    assert dlm.extend(lock, 2 * TTL)
+    assert all(server.client().pttl("r") > TTL for server in servers)
+
+
+def test_a_busy_connection_that_is_slow_is_not_taken_for_forgotten(masters, through):
+    """It was idle, and is slower than usual: its answer comes before a new connection could be made."""
+    (server,) = masters(1)
+    proxy = through(server)
+    dlm = manager([proxy], retry_count=1)
+    warm(dlm, [server])
+    time.sleep(1.2)
+    proxy.delay = 0.1
+    lock = dlm.lock("r", TTL)
+    assert lock
+    proxy.delay = 0.0
+    dlm.unlock(lock)
+    nothing_left([server])

@@ -86,7 +86,7 @@ pub type Cancel = Fuse<oneshot::Receiver<()>>;
 pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -> Result<Held, Vec<Vote>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let mut waiting = Waiting::new(masters, request);
-    let (mut before, mut highest_seen) = (None, 0);
+    let (mut before, mut highest_seen, mut reconnected) = (None, 0, false);
     loop {
         let votes = match round(masters, request, &waiting, &mut highest_seen, &mut cancel).await {
             Ok(held) => return Ok(held),
@@ -94,12 +94,24 @@ pub async fn acquire(masters: &Masters, request: &Request, mut cancel: Cancel) -
             Err(votes) if masters.handle().now() >= waiting.give_up_at => return Err(before.unwrap_or(votes)),
             Err(votes) => votes,
         };
+        // What idle connections had come to is no answer of the masters. There are new ones now.
+        if !reconnected && !cancel.is_terminated() && was_forgotten(&votes, request) {
+            reconnected = true;
+            continue;
+        }
         let may_go_on = !cancel.is_terminated() && !is_hopeless(&votes, request.quorum);
         if !may_go_on || !waiting.for_next_try(&votes, &mut cancel).await {
             return Err(votes);
         }
         before = Some(votes);
     }
+}
+
+/// Whether connections that were forgotten may have kept a quorum from granting. Not with the caller's own key: what
+/// was sent on them, and its release, may still arrive.
+fn was_forgotten(votes: &[Vote], request: &Request) -> bool {
+    let may_grant = votes.iter().filter(|vote| matches!(vote, Ok(Grant::Granted) | Err(Error::Forgotten))).count();
+    request.key.is_none() && votes.contains(&Err(Error::Forgotten)) && may_grant >= request.quorum
 }
 
 /// Whether masters without scripts leave no quorum for a fencing token: another try would find them the same.
@@ -198,7 +210,8 @@ impl Attempt {
             }
         };
         let wanted = || self.is_wanted_of(master);
-        let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
+        let answer =
+            master.call_to_take(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
         self.answered[index].store(true, Ordering::Relaxed);
         match script::grant(answer.value)? {
             Grant::Refused if answer.repeated => self.is_ours(resource, master).await,
@@ -214,7 +227,8 @@ impl Attempt {
             master.watch_clock(&link);
             fencing::run(link, &call, Some(&self.claim), wanted)
         };
-        let answer = master.call(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
+        let answer =
+            master.call_to_take(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
         self.answered[index].store(true, Ordering::Relaxed);
         fence::reply(answer.value)
     }

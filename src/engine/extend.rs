@@ -180,7 +180,7 @@ async fn give(master: &Master, masters: &Masters, request: &Request, until: Opti
             let set = &set;
             async move { link.call(set, Some(&request.claim)).await }
         };
-        master.call(resource, exchange, is_ours).await
+        master.call_to_take(resource, exchange, is_ours).await
     };
     // A refusal costs nothing: the quorum is there without it.
     _ = of_each(&request.claim.resources, give).await;

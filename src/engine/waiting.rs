@@ -196,7 +196,7 @@ async fn until_free(masters: &Masters, request: &Request, votes: &[Vote], first:
 
 /// Free or not, a master that answers with errors gives nothing; one that is not there will not say when.
 fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
-    let is_well = matches!(vote, Ok(_) | Err(Error::NotSent | Error::NotAwaited | Error::NoAnswer));
+    let is_well = matches!(vote, Ok(_) | Err(Error::NotSent | Error::NotAwaited | Error::NoAnswer | Error::Forgotten));
     is_well && request.resources.iter().all(|resource| master.is_linked(resource))
 }
 

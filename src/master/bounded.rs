@@ -38,6 +38,11 @@ impl Outstanding {
         Expected(self.clone())
     }
 
+    /// Whether there is none.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
     fn allowance(&self) -> u64 {
         BASE.saturating_add(PER_COMMAND.saturating_mul(self.0.load(Ordering::Relaxed)))
     }

@@ -145,10 +145,11 @@ impl Endpoint {
         self.socket_timeout.unwrap_or(MAX_PATIENCE)
     }
 
-    /// How long a connection may take, from resolving the name to the end of the handshake, whoever waits for it.
+    /// How long a connection may take, from resolving the name to the end of the handshake. Calls that wait
+    /// for it may end earlier.
     #[must_use]
     pub fn connect_patience(&self) -> Duration {
-        let own = if planted::is(Bug::ConnectAnew) { MAX_PATIENCE } else { CONNECT_PATIENCE };
+        let own = if planted::is(Bug::ConnectAgain) { MAX_PATIENCE } else { CONNECT_PATIENCE };
         self.connect_timeout.unwrap_or(own)
     }
 

@@ -11,6 +11,7 @@ use futures_util::task::AtomicWaker;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 
+use crate::clock::Instant;
 use crate::error::Error;
 use crate::fence::Form;
 use crate::master::bounded::Outstanding;
@@ -22,6 +23,14 @@ use crate::script::{Claim, CompareAndDelete};
 const UNTRACKED: u8 = 0;
 const ASKED: u8 = 1;
 const REFUSED: u8 = 2;
+
+/// A connection that was idle for so long may have been forgotten by something on its way, such as a NAT.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The least that such a connection has for its next answer, before a new one is made beside it; and how many times what
+/// answers usually take.
+const LEAST_GRACE: Duration = Duration::from_millis(50);
+const USUAL_TIMES: u32 = 4;
 
 /// A connection after its handshake. Clones share it.
 #[derive(Clone)]
@@ -38,7 +47,15 @@ struct Shared {
     fencing_form: Mutex<Form>,
     unanswered: Mutex<Vec<Arc<Claim>>>,
     asks: AtomicBool,
+    heard: Mutex<Heard>,
     life: Arc<Life>,
+}
+
+/// The last answer, and how long answers usually take.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Instant,
+    usual: Duration,
 }
 
 /// Whether a connection is open, and how it is ended from outside its driver.
@@ -46,6 +63,7 @@ struct Shared {
 struct Life {
     over: AtomicBool,
     given_up: AtomicBool,
+    forgotten: AtomicBool,
     waker: AtomicWaker,
     /// What is still to be sent when it is given up.
     farewells: Mutex<Vec<BoxFuture<'static, ()>>>,
@@ -76,6 +94,7 @@ impl Link {
             fencing_form: Mutex::default(),
             unanswered: Mutex::default(),
             asks: AtomicBool::new(true),
+            heard: Mutex::new(Heard { at: handle.now(), usual: Duration::ZERO }),
             life,
         }))
     }
@@ -95,6 +114,40 @@ impl Link {
     /// Compare and delete in this way from now on.
     pub fn set_release_by(&self, way: CompareAndDelete) {
         self.0.release_by.store(way as u8, Ordering::Relaxed);
+    }
+
+    /// How long the next command may stay unanswered before a new connection is made beside this one, which was idle for
+    /// long and may be forgotten; `None` if it is in use.
+    #[must_use]
+    pub fn grace(&self) -> Option<Duration> {
+        let heard = *locked(&self.0.heard);
+        let is_idle = self.0.outstanding.is_none() && self.0.handle.now().since(heard.at) > IDLE;
+        let grace = (heard.usual * USUAL_TIMES).max(LEAST_GRACE);
+        (is_idle && grace < self.0.patience).then_some(grace)
+    }
+
+    /// When its last answer came.
+    #[must_use]
+    pub fn heard_at(&self) -> Instant {
+        locked(&self.0.heard).at
+    }
+
+    fn note_heard(&self, took: Duration) {
+        let mut heard = locked(&self.0.heard);
+        let usual = if heard.usual.is_zero() { took } else { took.min(heard.usual * 2) };
+        *heard = Heard { at: self.0.handle.now(), usual };
+    }
+
+    /// Give the connection up as one that was forgotten: a new one has taken its place.
+    pub fn forget(&self) {
+        self.0.life.forgotten.store(true, Ordering::Release);
+        self.give_up();
+    }
+
+    /// Whether this is the same connection.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether the server may be asked what no lock needs.
@@ -155,15 +208,20 @@ impl Link {
     pub async fn call(&self, command: &Cmd, claim: Option<&Arc<Claim>>) -> Result<Value, Error> {
         if self.0.life.given_up.load(Ordering::Acquire) {
             // The driver would still write it out before it closes, and nothing could follow.
-            return Err(Error::NoAnswer);
+            return Err(self.0.life.error());
         }
         let _unanswered = claim.map(|claim| Unanswered::new(self, claim));
         let _expected = self.0.outstanding.expect();
+        let (sent, absent) = (self.0.handle.now(), self.0.handle.unattended());
         let mut connection = self.0.connection.clone();
         let reply = std::pin::pin!(connection.send_packed_command(command));
         match select(reply, self.0.handle.sleep(self.0.patience)).await {
-            Either::Left((Ok(value), _)) => Ok(value),
-            Either::Left((Err(_), _)) if self.0.life.given_up.load(Ordering::Acquire) => Err(Error::NoAnswer),
+            Either::Left((Ok(value), _)) => {
+                let absent = self.0.handle.unattended().saturating_sub(absent);
+                self.note_heard(self.0.handle.now().since(sent).saturating_sub(absent));
+                Ok(value)
+            }
+            Either::Left((Err(_), _)) if self.0.life.given_up.load(Ordering::Acquire) => Err(self.0.life.error()),
             Either::Left((Err(error), _)) => Err(error.into()),
             Either::Right(_) if planted::is(Bug::ReplyDesync) => Err(Error::NoAnswer),
             Either::Right(_) => {
@@ -205,6 +263,11 @@ impl std::fmt::Debug for Link {
 }
 
 impl Life {
+    /// What a command without an answer ends with when the connection is given up.
+    fn error(&self) -> Error {
+        if self.forgotten.load(Ordering::Acquire) { Error::Forgotten } else { Error::NoAnswer }
+    }
+
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
         self.over.store(true, Ordering::Release);

@@ -17,6 +17,7 @@ pub mod watch;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use redis::Value;
 
 use crate::clock::Instant;
@@ -45,11 +46,13 @@ pub struct Master {
     handle: Handle,
 }
 
-/// What to carry out, whether it is wanted still, and whether somebody waits for it.
+/// What to carry out, whether it is still wanted, and whether a caller waits for it.
 struct Errand<E, W> {
     exchange: E,
     wanted: W,
     is_awaited: bool,
+    /// It takes a lock: not to be repeated where what was sent may still arrive.
+    takes: bool,
 }
 
 /// An answer, and whether the master may have answered before, over a connection that died under it.
@@ -167,10 +170,24 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true }).await
+        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true, takes: false }).await
     }
 
-    /// Carry out `exchange` where nobody waits for it: as soon as there is a connection, however long it takes to make.
+    /// The same for an exchange that takes a lock. On a connection that was forgotten it ends with [`Error::Forgotten`]:
+    /// what was sent on it is followed by its release, and if both arrive after all, the key must not be in use again.
+    pub async fn call_to_take<F>(
+        &self,
+        resource: &[u8],
+        exchange: impl Fn(Link) -> F + Send + Sync,
+        wanted: impl Fn() -> bool + Send + Sync,
+    ) -> Result<Answer, Error>
+    where
+        F: Future<Output = Result<Value, Error>> + Send,
+    {
+        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true, takes: true }).await
+    }
+
+    /// Carry out `exchange` for no caller that waits: as soon as there is a connection, however long it takes to make.
     pub async fn call_in_background<F>(
         &self,
         resource: &[u8],
@@ -179,7 +196,7 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        self.carry_out(resource, Errand { exchange, wanted: || true, is_awaited: false }).await
+        self.carry_out(resource, Errand { exchange, wanted: || true, is_awaited: false, takes: false }).await
     }
 
     async fn carry_out<F, E, W>(&self, resource: &[u8], errand: Errand<E, W>) -> Result<Answer, Error>
@@ -190,7 +207,12 @@ impl Master {
     {
         let start = self.handle.now();
         let first = self.call_once(resource, &errand).await;
-        let repeated = matches!(first, Err(Error::Closed)) && (errand.wanted)();
+        let is_over = match first {
+            Err(Error::Closed) => true,
+            Err(Error::Forgotten) => !errand.takes,
+            _ => false,
+        };
+        let repeated = is_over && (errand.wanted)();
         let result = if repeated { self.call_once(resource, &errand).await } else { first };
         self.note(&result, start);
         result.map(|value| Answer { value, repeated })
@@ -235,7 +257,7 @@ impl Master {
             if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
-            let value = (errand.exchange)(link.clone()).await?;
+            let value = self.exchange(node, &link, (errand.exchange)(link.clone())).await?;
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();
@@ -244,10 +266,28 @@ impl Master {
             Ok(value)
         }
         .await;
-        if matches!(&result, Err(error) if *error != Error::NotSent) {
+        if matches!(&result, Err(error) if !matches!(error, Error::NotSent | Error::Forgotten)) {
             locked(&self.routes).forget(node);
         }
         result
+    }
+
+    /// Wait for an exchange over `link`. One that was idle, and now does not answer as fast as usual, is not waited for
+    /// alone: a new connection is made beside it.
+    async fn exchange(
+        &self,
+        node: &Arc<Node>,
+        link: &Link,
+        exchange: impl Future<Output = Result<Value, Error>> + Send,
+    ) -> Result<Value, Error> {
+        let Some(grace) = link.grace() else { return exchange.await };
+        match select(std::pin::pin!(exchange), self.handle.sleep(grace)).await {
+            Either::Left((result, _)) => result,
+            Either::Right(((), exchange)) => {
+                node.replace(link);
+                exchange.await
+            }
+        }
     }
 
     /// Let the health record, and so the log, know how it went with what began at `start`.
@@ -257,7 +297,7 @@ impl Master {
                 self.health.answered_with(&error.clone().into());
             }
             Ok(_) => self.health.answered(),
-            Err(Error::NotSent) => self.give_back(),
+            Err(Error::NotSent | Error::Forgotten) => self.give_back(),
             Err(error) => self.handle.with_random(|random| self.health.failed(error, start, self.handle.now(), random)),
         }
     }

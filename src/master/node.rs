@@ -23,8 +23,10 @@ pub(super) struct Node {
     health: Arc<Health>,
     handle: Handle,
     state: Mutex<State>,
-    /// Somebody waited for the connection that is being made, and waits no longer.
+    /// A caller waited for the connection that is being made, and waits no longer.
     is_late: AtomicBool,
+    /// Another one is being made beside it.
+    is_replacing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +40,14 @@ enum State {
 impl Node {
     /// A server not connected to yet.
     pub(super) fn new(endpoint: Arc<Endpoint>, health: Arc<Health>, handle: Handle) -> Self {
-        Self { endpoint, health, handle, state: Mutex::default(), is_late: AtomicBool::new(false) }
+        Self {
+            endpoint,
+            health,
+            handle,
+            state: Mutex::default(),
+            is_late: AtomicBool::new(false),
+            is_replacing: AtomicBool::new(false),
+        }
     }
 
     /// Where it is.
@@ -77,7 +86,7 @@ impl Node {
     }
 
     /// The open connection, or a new one. Everybody who asks while it is being made waits for the same one, and no longer
-    /// than `patience`, if that is given. The connection is made all the same: it is there for whoever asks next.
+    /// than `patience`, if that is given. The connection is made all the same: it is there for the next caller.
     pub(super) async fn link(self: &Arc<Self>, patience: Option<Duration>) -> Result<Link, Error> {
         let connecting = {
             let mut state = locked(&self.state);
@@ -118,7 +127,34 @@ impl Node {
         connecting.shared()
     }
 
-    /// Whoever waited for this connection took the master for silent. Now it is known better.
+    /// Make a new connection beside `old`, which may be forgotten. It takes the place of `old` if that has said nothing
+    /// until then.
+    pub(super) fn replace(self: &Arc<Self>, old: &Link) {
+        if self.is_replacing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (node, old, heard_at) = (Arc::clone(self), old.clone(), old.heard_at());
+        self.handle.spawn(async move {
+            let made = node.connect_in_time().await;
+            node.is_replacing.store(false, Ordering::Relaxed);
+            let Ok(new) = made else { return };
+            let is_silent = old.heard_at() == heard_at;
+            if is_silent && node.put_in_place_of(&old, new) {
+                old.forget();
+            }
+        });
+    }
+
+    fn put_in_place_of(&self, old: &Link, new: Link) -> bool {
+        let mut state = locked(&self.state);
+        let is_there = matches!(&*state, State::Linked(link) if link.is(old));
+        if is_there {
+            *state = State::Linked(new);
+        }
+        is_there
+    }
+
+    /// A caller that waited for this connection took the master for silent. Now more is known.
     fn note_late(&self, result: &Result<Link, Error>, start: Instant) {
         match result {
             Ok(_) => self.health.answered(),
@@ -127,7 +163,7 @@ impl Node {
         }
     }
 
-    /// Make a connection. One that ended while nobody was there to go on with it says nothing of the master: it is made
+    /// Make a connection. One that ended while no caller was there to go on with it says nothing of the master: it is made
     /// once more.
     async fn connect(&self) -> Result<Link, Error> {
         let absent = self.handle.unattended();

@@ -92,7 +92,7 @@ impl Handle {
         self.sleep_until(self.now().after(duration))
     }
 
-    /// What comes of `work`, or `None` when it has had `allowed`. Time in which nobody drove the executor does not count:
+    /// What comes of `work`, or `None` when it has had `allowed`. Time in which the executor was not driven does not count:
     /// what takes several exchanges cannot go on then.
     pub async fn within<T>(&self, allowed: Duration, work: impl Future<Output = T> + Unpin) -> Option<T> {
         let (start, absent) = (self.now(), self.unattended());

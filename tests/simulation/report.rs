@@ -88,7 +88,7 @@ mod planted_bugs {
         Bug::DeadlineForgotten,
         Bug::HastyVerdict,
         Bug::ShunHung,
-        Bug::ConnectAnew,
+        Bug::ConnectAgain,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

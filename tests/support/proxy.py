@@ -41,6 +41,7 @@ class Link:
     sent: bytearray = field(default_factory=bytearray)  # what the client wrote, delivered or not
     received: int = 0  # bytes the server wrote, delivered or not
     open: bool = True
+    forgotten: bool = False
 
 
 class Proxy:
@@ -96,6 +97,11 @@ class Proxy:
         """FIN on every present connection of a client, as from a server that closes idle ones."""
         RIG.run(self._end_links(rst=False))
 
+    def forget(self) -> None:
+        """Lose all further bytes on the present connections, as a NAT does with idle ones; new ones work."""
+        for link in self.links:
+            link.forgotten = True
+
     def stop(self) -> None:
         """Refuse and cut everything."""
         self._listener.stop()
@@ -150,7 +156,7 @@ class Proxy:
             await asyncio.sleep(due - asyncio.get_running_loop().time())
             if self.mode is Mode.HALF_OPEN:
                 link.server.close()
-            elif not self._lost(up=up):
+            elif not (link.forgotten or self._lost(up=up)):
                 await self._write(sink, data)
 
     def _lost(self, *, up: bool) -> bool:
