@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from redlock._connections import logger
-from redlock._lease import LONGEST_WAIT, LeaseBase
+from redlock._keeper import LONGEST_WAIT
+from redlock._lease import LeaseBase
 from redlock._outcomes import in_words, loss, why_not_extended
 from redlock._redlock import now
 

@@ -37,7 +37,7 @@ class Operations(Terms["Redlock"]):
 
     def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
         super().__init__(manager, resources)
-        self.taken: list[Held | list[str]] = []
+        self.taken: list[Held | list[Vote]] = []
 
     @property
     def keeper(self) -> Keeper:

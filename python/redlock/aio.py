@@ -180,7 +180,7 @@ class AsyncRedlock:
             timeout: seconds to wait at most; ``None`` waits for ever, 0 tries once.
             retry_count: how often to try; ``None``: as often as the timeout allows, whatever the manager's is.
             retry_delay: the longest pause between two tries, in seconds; ``None``: the manager's.
-            auto_extend: extend it at each third of the TTL until it is released.
+            auto_extend: extend it at each third of the TTL until it is released, or nothing refers to it any more.
             max_hold: seconds after which it is extended no more, so that a holder that hangs does not keep it for
                 ever; ``None``: no bound.
             on_lost: called once with the lease when it is lost: before its validity ends, if the loop is not busy. May
@@ -291,7 +291,8 @@ class AsyncRedlock:
         return await self._hosts.current().run(operation, give_back)
 
     def _begin(self, operation: Operation[Any]) -> None:
-        self._hosts.current().begin(operation)
+        if self._hosts is not None:  # clients of their own finish what they have begun
+            self._hosts.current().begin(operation)
 
     def _script(self) -> str | None:
         return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
