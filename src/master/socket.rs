@@ -70,7 +70,7 @@ impl Drop for Attempt<'_> {
 }
 
 /// Connect to the first of `addresses` that accepts. They are tried side by side: one that does not answer delays the
-/// next by no more than [`HEAD_START`], and is the last to be tried the next time.
+/// next by no more than `HEAD_START`, and is the last to be tried the next time.
 pub async fn connect_any(
     addresses: &[SocketAddr],
     unreached: &Unreached,
