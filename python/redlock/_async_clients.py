@@ -95,7 +95,7 @@ def _twin(client: Any) -> Any:
 
 
 def _is_patched(client: redis.asyncio.Redis) -> bool:
-    """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+    """Whether another method was put in the place of redis-py's: that is to be called then."""
     pool: Any = client.connection_pool
     methods = [getattr(client, method) for method in ("set", "eval", "execute_command")]
     return not all(map(_connections.does_as_redis_py, (*methods, pool.connection_class.connect)))
