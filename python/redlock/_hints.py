@@ -112,8 +112,3 @@ def _resolve(module: Any) -> None:
                     exec(compile(ast.Module([statement], []), str(module.__file__), "exec"), names)  # noqa: S102 - our own
             for name, value in {"Self": getattr(typing, "Self", typing.Any), **names}.items():
                 vars(module).setdefault(name, value)
-
-
-def name_of(module: Any) -> str:
-    """As tracebacks show it."""
-    return str(module.__file__)
