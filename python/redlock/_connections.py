@@ -427,7 +427,8 @@ def _verify_flags(connection: Connection) -> ssl.VerifyFlags:
     for flag in getattr(connection, "ssl_exclude_verify_flags", None) or ():
         flags &= ~flag
     if flags & ~_KNOWN_FLAGS:
-        raise NotNativeError
+        message = "its setting ssl_include_verify_flags"
+        raise NotNativeError(message)
     return flags
 
 
