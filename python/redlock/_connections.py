@@ -153,7 +153,7 @@ def client(item: Item) -> SupportsSetEval:
     if isinstance(item, str):
         if _sentinel.is_url(item):
             return _sentinel.client(item)
-        found: SupportsSetEval = _redis().StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+        found: SupportsSetEval = _redis().StrictRedis.from_url(redis_pys(item))
         return found
     if isinstance(item, Mapping):
         made: SupportsSetEval = _redis().StrictRedis(**item)
@@ -166,6 +166,11 @@ def client(item: Item) -> SupportsSetEval:
         message = f"a master is a URL, a dict or a client with set and eval, not {kind.__qualname__}"
         raise TypeError(message)
     return item
+
+
+def redis_pys(url: str) -> str:
+    """A URL as redis-py writes it, which knows only one of two names."""
+    return re.sub("^redis[+]unix://", "unix://", url)
 
 
 class Masters:
