@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import textwrap
 import threading
@@ -12,7 +13,7 @@ import warnings
 
 import pytest
 
-from redlock import LockLost
+from redlock import LockLost, Redlock
 from redlock._lease import Upkeep
 from redlock._redlock import now
 from support.locks import PROMPT, TTL, held, manager, nothing_left, warm
@@ -425,6 +426,42 @@ def test_a_signal_handler_may_release_what_its_thread_waits_for(servers):
         *(server.url for server in servers),
     )
     assert said == "done\n"
+    nothing_left(servers)
+
+
+def test_a_signal_handler_may_release_what_its_thread_extends_and_raise(servers, through):
+    """The extension gives the lease again to a master that had lost it, and that arrives after the release."""
+    proxies = [through(server) for server in servers]
+    near, *far = proxies
+
+    def strike(*_):
+        if not near.delay_requests:
+            near.delay_requests = 0.4
+            return
+        for proxy in proxies:
+            proxy.delay = proxy.delay_requests = 0.0
+        lease.release()
+        raise KeyError
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        dlm = Redlock([proxy.url for proxy in proxies])
+        warm(dlm, servers)
+        lease = dlm.acquire("r", 20_000)
+        wait_until(lambda: held(servers) == [lease.key] * 3, what="the lock at all masters")
+        servers[0].admin.delete("r")
+        for proxy in far:
+            proxy.delay = 0.2
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
+        with pytest.raises(KeyError):
+            try:
+                lease.extend()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    time.sleep(0.5)
     nothing_left(servers)
 
 

@@ -422,9 +422,12 @@ class Lease(LeaseBase):
             # Not even a turn may be waited for: a thread of the parent may have it.
             raise loss(self.resource, "forked")
         ended = self._reason
-        reason = self._in_turn(lambda: self._try_to_extend(ttl, self._may_extend_until()))
-        if ended is None and "released" in self._done:
-            self._operations.release(self.key)  # by a signal handler, meanwhile; and it may have been extended since
+        try:
+            reason = self._in_turn(lambda: self._try_to_extend(ttl, self._may_extend_until()))
+        finally:
+            if ended is None and "released" in self._done:
+                # By a signal handler, meanwhile, whatever it then raised; and it may have been extended since.
+                self._operations.release(self.key)
         if reason is not None:
             raise loss(self.resource, reason)
 
