@@ -26,7 +26,7 @@ from redlock import (
     Sighting,
 )
 from redlock._outcomes import is_outage
-from redlock._redlock import now
+from redlock._redlock import Vote, now
 from support.locks import PROMPT, TTL, held, manager, nothing_left, warm
 from support.programs import Program, run
 from support.servers import Server, wait_until
@@ -258,6 +258,14 @@ def test_an_outage_goes_before_contention(servers, dlm, fail):
         assert type(refusal(dlm, **terms)) is QuorumUnavailable
 
 
+VOTES = {
+    "granted": Vote.GRANTED,
+    "refused": Vote.REFUSED,
+    "not_asked": Vote.NOT_ASKED,
+    "not_awaited": Vote.NOT_AWAITED,
+}
+
+
 @pytest.mark.parametrize(
     "said, outage",
     [
@@ -271,7 +279,7 @@ def test_an_outage_goes_before_contention(servers, dlm, fail):
     ],
 )
 def test_contention_is_what_a_refusal_and_enough_masters_show(said, outage):
-    assert is_outage([vote.replace("_", " ") for vote in said.split()], 2) is outage
+    assert is_outage([VOTES.get(vote) or Vote.failure(vote) for vote in said.split()], 2) is outage
 
 
 @pytest.mark.parametrize("error", [LockContended, QuorumUnavailable])
