@@ -1,0 +1,57 @@
+use super::*;
+use redlock::script::Claim;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn claim() -> Arc<Claim> {
+    Arc::new(Claim { resources: vec![b"r".to_vec()], key: b"key".to_vec(), script: Arc::default() })
+}
+
+/// Nothing answers a greeting by itself.
+fn silent(masters: usize) -> Stage<'static> {
+    let mut stage = Stage::new(masters, &[]);
+    stage.sulking.fill(true);
+    stage
+}
+
+impl Stage<'_> {
+    /// Answer all of the greeting.
+    fn greet_all(&mut self, master: usize) {
+        while self.greet(master) {
+            self.turn();
+        }
+    }
+
+    fn pass(&mut self, duration: Duration) {
+        self.world.pass(duration);
+        self.turn();
+    }
+}
+
+#[test]
+fn a_grant_that_comes_along_with_the_new_connection_is_not_taken_back() {
+    let mut stage = silent(1);
+    let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
+    let inspected = stage.session.start(|masters| async move { release(&masters, &claim()).await });
+    stage.turn();
+    stage.greet_all(0);
+    stage.world.nth(0, |connection| answer_all(connection, Says::Yes));
+    stage.turn();
+    drop(inspected);
+    // Idle for so long that it may be forgotten, and then silent.
+    stage.pass(2000 * MS);
+    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+    stage.turn();
+    stage.pass(100 * MS);
+    // All but the end of the new one's greeting.
+    while stage.world.nth(1, |connection| connection.unanswered().is_some_and(|command| command[0] == b"HELLO")) {
+        stage.greet(0);
+        stage.turn();
+    }
+    assert_eq!(stage.world.nth(1, |connection| connection.unanswered().unwrap()[0].clone()), b"EVAL");
+    assert!(stage.greet(0));
+    stage.world.nth(0, |connection| answer_all(connection, Says::Yes));
+    stage.turn();
+    assert!(result.try_recv().unwrap().is_ok());
+    assert_eq!(stage.world.nth(0, |connection| connection.names()).last().unwrap(), "SET");
+}
