@@ -1,4 +1,5 @@
 use super::*;
+use redlock::error::Error;
 use redlock::script::Claim;
 
 const MS: Duration = Duration::from_millis(1);
@@ -54,4 +55,21 @@ fn a_grant_that_comes_along_with_the_new_connection_is_not_taken_back() {
     stage.turn();
     assert!(result.try_recv().unwrap().is_ok());
     assert_eq!(stage.world.nth(0, |connection| connection.names()).last().unwrap(), "SET");
+}
+
+#[test]
+fn a_connection_that_comes_before_the_last_answer_carries_the_release() {
+    let mut stage = silent(2);
+    let mut result = stage.session.start(|masters| async move { release(&masters, &claim()).await });
+    stage.turn();
+    stage.pass(400 * MS);
+    stage.greet_all(1);
+    // The other one is not waited for any longer.
+    stage.pass(200 * MS);
+    stage.greet_all(0);
+    stage.world.open(1, |connection| answer_all(connection, Says::Yes));
+    stage.turn();
+    assert_eq!(result.try_recv().unwrap()[0], Err(Error::NoAnswer));
+    let told = stage.world.open(0, |connection| connection.unanswered().is_some_and(|command| command[4] == b"key"));
+    assert_eq!(told, Some(true));
 }
