@@ -94,7 +94,7 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
             return link.call(&planted::plain_delete(resource, &claim.key), None).await;
         }
         let way = link.release_by().for_script(&claim.script);
-        compare_and(link, way, |way| way.release(claim, resource)).await
+        compare_and(link, way, || true, |way| way.release(claim, resource)).await
     };
     script::release(master.call(resource, exchange, || true).await?.value)
 }
@@ -112,13 +112,17 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
     master.call_in_background(resource, exchange).await.map(|answer| answer.value)
 }
 
-/// Send `command` in the cheapest way the master has and allows, from `way` on.
+/// Send `command` in the cheapest way the master has and allows, from `way` on, while it is wanted.
 pub(super) async fn compare_and(
     link: Link,
     mut way: CompareAndDelete,
+    wanted: impl Fn() -> bool,
     command: impl Fn(CompareAndDelete) -> Cmd,
 ) -> Result<Value, Error> {
     loop {
+        if !wanted() {
+            return Err(Error::NotSent);
+        }
         let reply = link.call(&command(way), None).await?;
         let Value::ServerError(error) = &reply else { return Ok(reply) };
         let Some(next) = way.fallback(error) else { return Ok(reply) };

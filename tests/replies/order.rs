@@ -1,4 +1,5 @@
 use super::*;
+use redlock::engine::extend::{self, extend};
 use redlock::error::Error;
 use redlock::script::Claim;
 
@@ -72,4 +73,27 @@ fn a_connection_that_comes_before_the_last_answer_carries_the_release() {
     assert_eq!(result.try_recv().unwrap()[0], Err(Error::NoAnswer));
     let told = stage.world.open(0, |connection| connection.unanswered().is_some_and(|command| command[4] == b"key"));
     assert_eq!(told, Some(true));
+}
+
+#[test]
+fn an_extension_that_is_over_is_sent_to_no_master() {
+    let mut stage = silent(1);
+    let request = extend::Request {
+        claim: claim(),
+        ttl_ms: TTL_MS,
+        drift_ms: DRIFT_MS,
+        quorum: 1,
+        valid_until: Some(stage.world.now().after(100 * MS)),
+    };
+    let mut result = stage.session.start(|masters| async move { extend(&masters, &request).await });
+    stage.turn();
+    stage.pass(100 * MS);
+    assert!(result.try_recv().unwrap().is_err());
+    stage.session.leave();
+    stage.world.pass(2000 * MS);
+    stage.session.resume();
+    stage.turn();
+    stage.greet_all(0);
+    let command = stage.world.open(0, |connection| connection.unanswered().cloned());
+    assert_eq!(command, Some(None));
 }
