@@ -55,14 +55,14 @@ pub enum Bug {
     AskAgain,
     /// Those of one session who wait do not stand in line.
     NoLine,
-    /// Whoever asked for a shorter time, and was told that it failed, relies on the old deadline: no hook, the simulated
-    /// holders do so.
+    /// A caller that asked for a shorter time, and was told that it failed, relies on the old deadline: no hook, the
+    /// simulated holders do so.
     #[cfg(feature = "planted-bugs")]
     DeadlineForgotten,
     /// An extension that no quorum can grant any more ends without the answers that show whether that is final.
     HastyVerdict,
-    /// Masters that kept silent are asked by one caller now and then, even where there is no quorum without them; a silence
-    /// counts as often as somebody waited for its end, and a turn may be used up in vain.
+    /// Masters that did not answer are asked by one caller now and then, even where there is no quorum without them; a
+    /// silence counts as often as a caller waited for its end, and a turn may be used up in vain.
     ShunHung,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.
     ConnectAgain,

@@ -184,8 +184,16 @@ def test_one_such_client_and_all_are_called(masters):
         await close_all([*items[1:], adlm._clients.clients[0]])
 
     run(main())
-    with pytest.raises(Warning, match="must be asyncio clients"):
+    with pytest.raises(Warning, match=r"this Redis: .* must be asyncio clients"):
         AsyncRedlock([redis.Redis(), Own()])
+    with pytest.raises(Warning, match=r"this redis\+sentinel URL: "):
+        AsyncRedlock(["redis+sentinel://a:26379/service", Own()])
+
+
+@pytest.mark.parametrize("scheme", ["unix", "redis+unix"])
+def test_a_socket_beside_them_may_be_named_in_either_way(scheme):
+    client = AsyncRedlock([f"{scheme}:///nowhere", Own()])._clients.clients[0]
+    assert client.connection_pool.connection_kwargs["path"] == "/nowhere"
 
 
 @pytest.mark.parametrize(

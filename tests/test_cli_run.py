@@ -337,7 +337,7 @@ def test_a_run_that_is_stopped_alone_has_the_command_killed_if_it_will_not_end(m
         servers, "trap '' TERM; echo $$; while :; do sleep 0.05; done", f"--ttl={KEPT}ms", "--kill-after=300ms"
     ) as run:
         pid = int(run.hear())
-        time.sleep(KEPT / 1000)  # it may just have started the command, and have told nobody of it yet
+        time.sleep(KEPT / 1000)  # it may just have started the command, and not have told the guard of it yet
         run.send(signal.SIGSTOP)
         wait_until(lambda: is_gone(pid))
         run.send(signal.SIGCONT)

@@ -567,6 +567,14 @@ def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves(
     assert record.getMessage().endswith(": its setting encoding")
 
 
+def test_flags_that_the_engine_cannot_honour_are_named(caplog):
+    flags = [ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF]
+    assert Redlock([redis.Redis(ssl=True, ssl_include_verify_flags=flags)])._engine() is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().endswith(": its setting ssl_include_verify_flags")
+
+
 def test_clients_for_which_there_is_no_other_way_are_no_warning(caplog):
     assert Redlock([fakeredis.FakeRedis()])._engine() is None
     assert caplog.text == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import ssl
+import subprocess
 from dataclasses import dataclass, field
 
 import pytest
@@ -242,8 +243,6 @@ def test_stray_files_in_a_directory_of_cas_are_not_trusted(served, tmp_path, sai
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to name the files")
 def test_a_directory_of_cas_is_read_as_openssl_names_it(served, tmp_path):
-    import subprocess  # noqa: PLC0415
-
     good = root()
     directory = tmp_path / "cas"
     directory.mkdir()

@@ -71,12 +71,13 @@ def _own_client(item: AsyncItem) -> Any:
     if _is_async(item):
         return item
     if isinstance(item, str) and not _sentinel.is_url(item):
-        return redis.asyncio.Redis.from_url(item)
+        return redis.asyncio.Redis.from_url(_connections.redis_pys(item))
     if isinstance(item, Mapping):
         return redis.asyncio.Redis(**item)
+    what = "redis+sentinel URL" if isinstance(item, str) else type(item).__qualname__
     message = (
-        f"AsyncRedlock cannot use this {type(item).__qualname__}: a master of the list has settings or methods of its "
-        "own, so that all must be asyncio clients, URLs or mappings"
+        f"AsyncRedlock cannot use this {what}: a master of the list has settings or methods of its own, so that all "
+        "must be asyncio clients, mappings or URLs of other kinds"
     )
     raise TypeError(message)
 
@@ -95,7 +96,7 @@ def _twin(client: Any) -> Any:
 
 
 def _is_patched(client: redis.asyncio.Redis) -> bool:
-    """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+    """Whether another method was put in the place of redis-py's: that is to be called then."""
     pool: Any = client.connection_pool
     methods = [getattr(client, method) for method in ("set", "eval", "execute_command")]
     return not all(map(_connections.does_as_redis_py, (*methods, pool.connection_class.connect)))

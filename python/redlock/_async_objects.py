@@ -146,7 +146,7 @@ class Clients:
     async def extend(
         self, resources: Sequence[Encodable], key: Encodable, terms: tuple[int, int, int]
     ) -> Held | list[Vote]:
-        """Set the TTL anew where the key is still there.
+        """Set a new TTL where the key is still there.
 
         Returns:
             What is held; else what each master said: extended, taken, absent or its failure.

@@ -153,7 +153,7 @@ def client(item: Item) -> SupportsSetEval:
     if isinstance(item, str):
         if _sentinel.is_url(item):
             return _sentinel.client(item)
-        found: SupportsSetEval = _redis().StrictRedis.from_url(re.sub("^redis[+]unix://", "unix://", item))
+        found: SupportsSetEval = _redis().StrictRedis.from_url(redis_pys(item))
         return found
     if isinstance(item, Mapping):
         made: SupportsSetEval = _redis().StrictRedis(**item)
@@ -168,6 +168,11 @@ def client(item: Item) -> SupportsSetEval:
     return item
 
 
+def redis_pys(url: str) -> str:
+    """A URL as redis-py writes it, which knows only one of two names."""
+    return re.sub("^redis[+]unix://", "unix://", url)
+
+
 class Masters:
     """The servers of a manager and the engine over them, for as long as the servers stay the same.
 
@@ -176,7 +181,7 @@ class Masters:
         engine: ``None`` unless it can honour every server in full.
         names: what logs call the servers.
         failing: by the identity of those whose own methods are called, what they last failed with, unless they have
-            mended since, and how often.
+            answered since, and how often.
 
     Raises:
         Warning: settings that no server can be reached with.
@@ -209,14 +214,14 @@ class Masters:
             self._mixture = stand_ins, _Patches(plain)
 
     def mixture(self) -> Collection[Any]:
-        """The servers, but the engine in the place of each plain client, unless somebody patched those."""
+        """The servers, but the engine in the place of each plain client, unless those are patched."""
         if self._mixture is None:
             return self.servers
         stand_ins, patches = self._mixture
         return self.servers if patches.are_there() else stand_ins
 
     def is_patched(self) -> bool:
-        """Whether somebody put another method in the place of redis-py's: that is to be called then."""
+        """Whether another method was put in the place of redis-py's: that is to be called then."""
         return self._patches is not None and self._patches.are_there()
 
     def check_distinct(self) -> None:
@@ -235,7 +240,7 @@ class Masters:
 
 
 class _Patches:
-    """What somebody may have put in the place of redis-py's own methods, in clients or in their classes."""
+    """What may have been put in the place of redis-py's own methods, in clients or in their classes."""
 
     def __init__(self, servers: Collection[SupportsSetEval]) -> None:
         kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
@@ -244,7 +249,7 @@ class _Patches:
             *((redis.client.Redis, method, None) for method in ("set", "eval", "execute_command")),
             *((kind, "connect", None) for kind in kinds),
         ]
-        # The live ones. These methods are inherited: they stand in there only when somebody patched them in.
+        # The live ones. These methods are inherited: they stand in there only when they were patched in.
         self._namespaces = [vars(server) for server in servers]
 
     def are_there(self) -> bool:
@@ -427,7 +432,8 @@ def _verify_flags(connection: Connection) -> ssl.VerifyFlags:
     for flag in getattr(connection, "ssl_exclude_verify_flags", None) or ():
         flags &= ~flag
     if flags & ~_KNOWN_FLAGS:
-        raise NotNativeError
+        message = "its setting ssl_include_verify_flags"
+        raise NotNativeError(message)
     return flags
 
 

@@ -1,7 +1,7 @@
 """Annotations that can be evaluated (`typing.get_type_hints`, containers that inject dependencies), free until then.
 
 What only type checkers need is imported under ``if TYPE_CHECKING``, and so is not there when annotations are evaluated.
-Whoever evaluates annotations reads them first. That is the moment at which those imports are made up for.
+To evaluate annotations is to read them first. That is the moment at which those imports are made up for.
 """
 
 from __future__ import annotations
@@ -112,8 +112,3 @@ def _resolve(module: Any) -> None:
                     exec(compile(ast.Module([statement], []), str(module.__file__), "exec"), names)  # noqa: S102 - our own
             for name, value in {"Self": getattr(typing, "Self", typing.Any), **names}.items():
                 vars(module).setdefault(name, value)
-
-
-def name_of(module: Any) -> str:
-    """As tracebacks show it."""
-    return str(module.__file__)

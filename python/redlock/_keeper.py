@@ -19,6 +19,8 @@ from redlock._redlock import now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
     from redlock._lease import Lease, Upkeep
     from redlock._leasing import Operations
 
@@ -40,7 +42,7 @@ class Kept(weakref.ref["Lease"]):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def __new__(cls, lease: Lease, tell: Callable[[Kept], object], _operations: Operations, _upkeep: Upkeep) -> Kept:  # noqa: PYI034 - Self needs 3.11
+    def __new__(cls, lease: Lease, tell: Callable[[Kept], object], _operations: Operations, _upkeep: Upkeep) -> Self:
         """A reference whose loss is told to ``tell``."""
         return super().__new__(cls, lease, tell)
 

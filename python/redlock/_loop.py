@@ -65,7 +65,7 @@ class LoopHost:
             raise
 
     def begin(self, operation: Operation[Any]) -> None:
-        """Begin an operation of which nobody waits for the end."""
+        """Begin an operation whose end no caller waits for."""
         self.start(operation, _Call(self, None))
 
     def start(self, operation: Operation[Any], call: _Call[Any]) -> int:

@@ -200,8 +200,8 @@ fn may_grant(master: &Master, request: &Request, vote: &Vote) -> bool {
     is_well && request.resources.iter().all(|resource| master.is_linked(resource))
 }
 
-/// Wait until all resources may be free at this master; for ever if that cannot be known. Whether they were not so from
-/// the start.
+/// Wait until all resources may be free at this master; without end if that cannot be known. Whether they were not so
+/// from the start.
 async fn until_free_at(master: &Master, request: &Request, handle: &Handle, outlook: &Outlook) -> bool {
     let Ok(mut holds) = of_each(&request.resources, |resource| Hold::look(master, resource, handle)).await else {
         return pending().await;

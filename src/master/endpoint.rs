@@ -62,7 +62,7 @@ pub struct Login {
     pub password: Option<String>,
 }
 
-/// Says who logs in, for each connection anew: a password may be a token that expires.
+/// Says who logs in, once for each connection: a password may be a token that expires.
 pub trait Credentials: Send + Sync {
     /// Ask. The error is shown in logs: it has no secret in it.
     fn ask(&self, handle: &Handle) -> BoxFuture<'static, io::Result<Login>>;

@@ -127,7 +127,7 @@ impl Health {
     }
 
     /// Whether to wait for it where others make a quorum without it: if it is well, or its turn to be tried has come.
-    /// Whoever takes the turn of a suspect is the only one for a while, or [gives it back](Self::give_back).
+    /// The caller that takes the turn of a suspect is the only one for a while, or [gives it back](Self::give_back).
     pub fn is_due(&self, now: Instant, random: &mut impl Rng) -> bool {
         let mut record = locked(&self.record);
         let has_turn = record.failures > 0 && now >= record.retry_at;

@@ -22,7 +22,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy)]
 pub(super) struct Caller {
     home: Pid,
-    /// Not at the interpreter's end, where destructors are run: nobody else could raise anything, and to come back to an
+    /// Not at the interpreter's end, where destructors are run: nothing else could raise anything, and to come back to an
     /// interpreter that is about to go is not possible.
     hears: bool,
 }

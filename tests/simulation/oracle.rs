@@ -581,7 +581,7 @@ impl World {
         self.end_operation(op);
     }
 
-    /// Whoever is refused, and by no rival, has asked a quorum of masters if as many were well and near enough.
+    /// A caller that is refused, and by no rival, has asked a quorum of masters if as many were well and near enough.
     fn check_asked(&mut self, op: usize, votes: &[Vote]) {
         let (entry, quorum) = (&self.oracle.ops[op], quorum::majority(self.nodes.len()));
         let client = &self.clients[entry.client];
@@ -693,7 +693,7 @@ impl World {
         client.clock.steady() < belief.until || blind
     }
 
-    /// Somebody believes in a lock for no longer than this, by its own clock.
+    /// A holder believes in a lock for no longer than this, by its own clock.
     pub fn shorten_belief(&mut self, key: &[u8], until: Nanos) {
         let same = self.oracle.beliefs.iter_mut().filter(|belief| belief.key == key);
         same.for_each(|belief| belief.until = belief.until.min(until));

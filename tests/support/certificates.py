@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -124,19 +124,22 @@ def make(
     return Made(subject, key, der)
 
 
-def root(name: str = "root", **changes: object) -> Made:
+def root(name: str = "root", **changes: Any) -> Made:
     """A root as it should be, but for the changes."""
-    return make(name, **{"ca": True, "uses": SIGN, **changes})  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"ca": True, "uses": SIGN, **changes}
+    return make(name, **wanted)
 
 
-def intermediate(issuer: Made, name: str = "intermediate", **changes: object) -> Made:
+def intermediate(issuer: Made, name: str = "intermediate", **changes: Any) -> Made:
     """A CA under another, but for the changes."""
-    return make(name, issuer, **{"ca": True, "uses": SIGN, **changes})  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"ca": True, "uses": SIGN, **changes}
+    return make(name, issuer, **wanted)
 
 
-def leaf(issuer: Made | None, **changes: object) -> Made:
+def leaf(issuer: Made | None, **changes: Any) -> Made:
     """A server's certificate as it should be, but for the changes."""
-    return make("localhost", issuer, **{"uses": SERVE, "names": ["localhost"], **changes})  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"uses": SERVE, "names": ["localhost"], **changes}
+    return make("localhost", issuer, **wanted)
 
 
 def _version_1(made: x509.Certificate, signer: ec.EllipticCurvePrivateKey) -> bytes:

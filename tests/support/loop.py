@@ -19,7 +19,7 @@ Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaita
 
 # Below the kernel's ephemeral range (32768 and up): a port of that range can be taken by an outgoing connection while
 # its server is down, and a client that retries it can even connect to itself. Ten thousand above each is its bus, on
-# which a node of a cluster listens as well: those are below, too, and nobody else's.
+# which a node of a cluster listens as well: those are below, too, and no other program's.
 _FIRST, _COUNT, BUS = 12_000, 10_000, 10_000
 _PORTS: Iterator[int] = itertools.cycle(range(_COUNT))
 

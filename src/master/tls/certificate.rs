@@ -157,7 +157,7 @@ impl<'a> Certificate<'a> {
     }
 
     /// Whether it names itself as its issuer, and no other key as the one that signed it. OpenSSL asks no more either:
-    /// what is trusted is trusted whoever signed it.
+    /// what is trusted is trusted, no matter who signed it.
     pub(super) fn is_self_signed(&self) -> bool {
         let other = |theirs: Option<&[u8]>, own: Option<&[u8]>| theirs.is_some() && own.is_some() && theirs != own;
         self.is_self_issued()
