@@ -14,8 +14,8 @@ import pytest
 from support.locks import nothing_left
 from support.programs import Program
 
-SECONDS = float(os.environ.get("STORM_SECONDS", "2"))
-SEED = int(os.environ.get("SEED", "1"))
+SECONDS = float(os.environ.get("STORM_SECONDS") or 2)
+SEED = int(os.environ.get("SEED") or 1)  # `make` hands on an empty one
 
 pytestmark = pytest.mark.once
 

@@ -38,9 +38,16 @@ class Kept(weakref.ref["Lease"]):
 
     __slots__ = ("_key", "_operations", "is_over", "is_owed", "upkeep")
 
-    # Each is itself, also when the lease is gone.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    is_over: bool
+    is_owed: bool
+    upkeep: Upkeep
+
+    def __eq__(self, other: object) -> bool:
+        """Each is itself, also when the lease is gone."""
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __new__(cls, lease: Lease, tell: Callable[[Kept], object], _operations: Operations, _upkeep: Upkeep) -> Self:
         """A reference whose loss is told to ``tell``."""

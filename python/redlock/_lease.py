@@ -52,6 +52,9 @@ class Upkeep:
             that it can stop in time.
     """
 
+    extend_at: float
+    lost_at: float
+
     def __init__(self, since: float, max_hold: float | None) -> None:
         self._stop_at = since + (inf if max_hold is None else max_hold)
         self.extend_at = self.lost_at = inf

@@ -59,7 +59,7 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
     let patience = start.after(masters.patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
-    let mut poll = Poll::new(masters, request);
+    let mut poll = Poll::new(masters, request, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
     let (verdict, answers) = poll.close(masters);
     let validity = || quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
@@ -83,11 +83,14 @@ struct Poll {
 }
 
 impl Poll {
-    fn new(masters: &Masters, request: &Request) -> Self {
+    fn new(masters: &Masters, request: &Request, deadline: Instant) -> Self {
         let awaited = masters.awaited(request.quorum);
         let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
-            ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms)
+            let handle = masters.handle().clone();
+            // A later extension may have set a longer TTL since, over another connection.
+            let wanted = move || handle.now() < deadline;
+            ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))
                 .boxed()
         };
@@ -142,8 +145,8 @@ impl Poll {
 }
 
 /// What a master says of all resources: that it no longer has one, whatever became of the others; or the first error.
-async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64) -> Answer {
-    let asked = claim.resources.iter().map(|resource| ask_for(resource, &master, &claim.key, ttl_ms));
+async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64, wanted: impl Fn() -> bool + Send + Sync) -> Answer {
+    let asked = claim.resources.iter().map(|resource| ask_for(resource, &master, &claim.key, ttl_ms, &wanted));
     let answers = join_all(asked).await;
     let rank = |answer: &Answer| match answer {
         Ok(Extension::Taken | Extension::Absent) => 0,
@@ -153,15 +156,21 @@ async fn ask(master: Arc<Master>, claim: Arc<Claim>, ttl_ms: u64) -> Answer {
     answers.into_iter().min_by_key(rank).unwrap_or(Ok(Extension::Extended))
 }
 
-async fn ask_for(resource: &[u8], master: &Master, key: &[u8], ttl_ms: u64) -> Answer {
+async fn ask_for(
+    resource: &[u8],
+    master: &Master,
+    key: &[u8],
+    ttl_ms: u64,
+    wanted: impl Fn() -> bool + Copy + Send + Sync,
+) -> Answer {
     let exchange = |link: Link| async move {
         if planted::is(Bug::ReviveByExtend) {
             return link.call(&planted::plain_set(resource, key, ttl_ms), None).await;
         }
         let way = link.release_by();
-        compare_and(link, way, |way| way.extend(resource, key, ttl_ms)).await
+        compare_and(link, way, wanted, |way| way.extend(resource, key, ttl_ms)).await
     };
-    script::extension(master.call(resource, exchange, || true).await?.value, key)
+    script::extension(master.call(resource, exchange, wanted).await?.value, key)
 }
 
 /// Give the lock again to masters that have lost it, by a restart or by a `SET` that never came. Their answers are

@@ -12,6 +12,7 @@ use crate::master::Master;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum;
+use crate::runtime::Handle;
 use crate::script::{self, Claim, CompareAndDelete, Release};
 
 /// What one master said to a release.
@@ -43,14 +44,7 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
         if is_suspect { Treatment::Tell } else { Treatment::Await }
     };
     let treatments: Vec<Treatment> = masters.iter().enumerate().map(treatment).collect();
-    let answers = release_where(masters, claim, |index, _| treatments[index]).await;
-    for ((master, treatment), answer) in masters.iter().zip(treatments).zip(&answers) {
-        // The connection was waited for in vain. It carries the release all the same, when it is there.
-        if treatment == Treatment::Await && *answer == Err(Error::NoAnswer) && master.is_connecting() {
-            masters.handle().spawn(tell(Arc::clone(master), Arc::clone(claim)));
-        }
-    }
-    answers
+    release_where(masters, claim, |index, _| treatments[index]).await
 }
 
 /// Release `claim`, treating each master as `treatment` says.
@@ -68,7 +62,8 @@ pub(super) async fn release_where(
         }
         answers[index] = Err(Error::NoAnswer);
         if treatment == Treatment::Await {
-            asked.push(ask(master, Arc::clone(claim)).map(move |answer| (index, answer)));
+            let ask = ask_or_tell(master, Arc::clone(claim), masters.handle());
+            asked.push(ask.map(move |answer| (index, answer)));
         } else {
             masters.handle().spawn(tell(master, Arc::clone(claim)));
         }
@@ -77,6 +72,15 @@ pub(super) async fn release_where(
         answers[index] = answer;
     }
     answers
+}
+
+/// Wait for the answer. A connection that was waited for in vain carries the release all the same, when it is there.
+async fn ask_or_tell(master: Arc<Master>, claim: Arc<Claim>, handle: &Handle) -> Answer {
+    let answer = ask(Arc::clone(&master), Arc::clone(&claim)).await;
+    if answer == Err(Error::NoAnswer) && master.is_connecting() {
+        handle.spawn(tell(master, claim));
+    }
+    answer
 }
 
 async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
@@ -90,7 +94,7 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
             return link.call(&planted::plain_delete(resource, &claim.key), None).await;
         }
         let way = link.release_by().for_script(&claim.script);
-        compare_and(link, way, |way| way.release(claim, resource)).await
+        compare_and(link, way, || true, |way| way.release(claim, resource)).await
     };
     script::release(master.call(resource, exchange, || true).await?.value)
 }
@@ -108,13 +112,17 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
     master.call_in_background(resource, exchange).await.map(|answer| answer.value)
 }
 
-/// Send `command` in the cheapest way the master has and allows, from `way` on.
+/// Send `command` in the cheapest way the master has and allows, from `way` on, while it is wanted.
 pub(super) async fn compare_and(
     link: Link,
     mut way: CompareAndDelete,
+    wanted: impl Fn() -> bool,
     command: impl Fn(CompareAndDelete) -> Cmd,
 ) -> Result<Value, Error> {
     loop {
+        if !wanted() {
+            return Err(Error::NotSent);
+        }
         let reply = link.call(&command(way), None).await?;
         let Value::ServerError(error) = &reply else { return Ok(reply) };
         let Some(next) = way.fallback(error) else { return Ok(reply) };

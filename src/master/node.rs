@@ -136,6 +136,9 @@ impl Node {
         let (node, old, heard_at) = (Arc::clone(self), old.clone(), old.heard_at());
         self.handle.spawn(async move {
             let made = node.connect_in_time().await;
+            // An answer on the old one that came along with the end of the handshake counts: before a timer fires, all
+            // that has arrived is taken in. A grant would be given back otherwise, and be a vote all the same.
+            node.handle.sleep(Duration::ZERO).await;
             node.is_replacing.store(false, Ordering::Relaxed);
             let Ok(new) = made else { return };
             let is_silent = old.heard_at() == heard_at;

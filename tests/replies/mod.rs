@@ -109,8 +109,8 @@ impl<'a> Stage<'a> {
         Self { world, session, masters, steps: steps.iter(), sulking: vec![false; masters] }
     }
 
-    fn lock_and_unlock(&mut self) -> bool {
-        let request = Request {
+    fn request(&self) -> Request {
+        Request {
             resources: vec![b"r".to_vec()],
             ttl_ms: TTL_MS,
             drift_ms: DRIFT_MS,
@@ -122,7 +122,11 @@ impl<'a> Stage<'a> {
             key: None,
             fencing: false,
             rounds: Arc::default(),
-        };
+        }
+    }
+
+    fn lock_and_unlock(&mut self) -> bool {
+        let request = self.request();
         let (_keep, cancel) = oneshot::channel();
         let outcome = self.call(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
         let Ok(held) = outcome else { return false };
@@ -212,6 +216,10 @@ impl<'a> Stage<'a> {
         assert!(held.validity_ms > 0 && u128::from(held.validity_ms) <= left, "{} of {left} ms", held.validity_ms);
     }
 }
+
+/// What depends on which of several things comes first.
+#[cfg(test)]
+mod order;
 
 /// The commands with which a connection begins.
 fn is_greeting(command: &Command) -> bool {

@@ -78,6 +78,12 @@ impl World {
         state.connections.iter_mut().rev().find(|each| each.master == master).filter(|each| !each.ended).map(act)
     }
 
+    /// Look at, or do something to, the connection with this number, in the order in which they were made.
+    #[cfg(test)]
+    pub(crate) fn nth<T>(&self, number: usize, act: impl FnOnce(&mut Connection) -> T) -> T {
+        act(&mut self.state().connections[number])
+    }
+
     /// Whether a master granted the lock with this key.
     pub(crate) fn granted(&self, master: usize, key: &[u8]) -> bool {
         let granted = |each: &Connection| each.master == master && each.granted.iter().any(|granted| granted == key);
@@ -157,6 +163,12 @@ impl Connection {
     /// The oldest command that nobody has answered.
     pub(crate) fn unanswered(&self) -> Option<&Command> {
         self.commands.get(self.answered.max(self.replied))
+    }
+
+    /// What the commands so far are called.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.commands.iter().map(|command| String::from_utf8_lossy(&command[0]).into_owned()).collect()
     }
 
     /// The master answers that.

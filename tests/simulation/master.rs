@@ -130,6 +130,15 @@ impl Master {
         std::mem::take(&mut self.changed)
     }
 
+    /// `DEL`.
+    pub fn delete_key(&mut self, name: &[u8]) -> bool {
+        let removed = self.store.remove(name).is_some();
+        if removed {
+            self.changed.insert(name.to_vec());
+        }
+        removed
+    }
+
     /// Delete a key that has expired: servers do so when they come across it.
     pub fn reap(&mut self, resource: &[u8]) {
         if self.holder(resource).is_none() && self.store.remove(resource).is_some() {
@@ -267,10 +276,7 @@ impl Master {
     /// A release that does not compare: the planted bug's.
     fn delete(&mut self, resource: &[u8], key: &[u8]) -> (Vec<u8>, Did) {
         let gone = self.holder(resource) == Some(key);
-        let removed = self.store.remove(resource).is_some();
-        if removed {
-            self.changed.insert(resource.to_vec());
-        }
+        let removed = self.delete_key(resource);
         (integer(removed.into()), Did::Released { resource: resource.to_vec(), key: key.to_vec(), gone })
     }
 

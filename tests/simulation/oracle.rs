@@ -169,6 +169,8 @@ pub struct Oracle {
     /// The greatest token granted so far, by resource.
     greatest: BTreeMap<Vec<u8>, u64>,
     quiet_since: BTreeMap<Vec<u8>, Nanos>,
+    /// When an operator last deleted a lock.
+    deleted: BTreeMap<Vec<u8>, Nanos>,
     /// Until when a master keeps a key, and when it last had any of a resource.
     due: BTreeMap<(usize, Vec<u8>, Vec<u8>), Nanos>,
     pub busy: BTreeMap<(usize, Vec<u8>), Nanos>,
@@ -191,6 +193,7 @@ impl Oracle {
             beliefs: Vec::new(),
             greatest: BTreeMap::new(),
             quiet_since: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             due: BTreeMap::new(),
             busy: BTreeMap::new(),
             releases: Vec::new(),
@@ -518,6 +521,9 @@ impl World {
     pub fn begin_belief(&mut self, op: usize, key: &[u8], validity_ms: u64) {
         let Op { client, ref resources, .. } = self.oracle.ops[op];
         let resources = resources.clone();
+        if self.was_deleted(&resources, key) {
+            return;
+        }
         let rivals = |other: &&Belief| other.resources.iter().any(|resource| resources.contains(resource));
         let rival = self.oracle.beliefs.iter().filter(rivals).find(|other| self.believes(other));
         if let Some(rival) = rival {
@@ -691,6 +697,20 @@ impl World {
     pub fn shorten_belief(&mut self, key: &[u8], until: Nanos) {
         let same = self.oracle.beliefs.iter_mut().filter(|belief| belief.key == key);
         same.for_each(|belief| belief.until = belief.until.min(until));
+    }
+
+    /// An operator deletes a lock: whoever had it, or was about to, believes in it in vain.
+    pub fn note_deleted(&mut self, resource: Vec<u8>) {
+        self.oracle.beliefs.retain(|belief| !belief.resources.contains(&resource));
+        let waiting = |op: &&mut Op| op.is_waiting && op.resources.contains(&resource);
+        self.oracle.ops.iter_mut().filter(waiting).for_each(|op| op.stirred += 1);
+        self.oracle.deleted.insert(resource, self.now());
+    }
+
+    fn was_deleted(&self, resources: &[Vec<u8>], key: &[u8]) -> bool {
+        let deleted = resources.iter().filter_map(|resource| self.oracle.deleted.get(resource)).max();
+        let began = self.oracle.attempts.get(key).map(|attempt| attempt.began);
+        deleted.is_some_and(|&deleted| began.is_none_or(|began| began <= deleted))
     }
 
     pub fn end_belief(&mut self, key: &[u8]) {

@@ -69,6 +69,8 @@ pub enum Fault {
     OutOfMemory { master: usize, lasting: Nanos },
     /// A master's clock jumps.
     ClockJump { master: usize, by: i64 },
+    /// An operator deletes all locks on the masters that run.
+    Delete,
 }
 
 /// All that is decided before the world begins.
@@ -108,6 +110,8 @@ pub struct Plan {
     /// How long callers wait at most; without bound for their tries then.
     pub timeout: Option<Nanos>,
     pub socket_timeout: Nanos,
+    /// The shortest pause of a caller between two locks.
+    pub rest: Nanos,
     /// When, and after how many operations, nobody begins anything new.
     pub end: Nanos,
     pub operations: usize,
@@ -150,6 +154,7 @@ impl Plan {
             retry_delay: log_uniform(&mut random, 2, 200) * MS,
             timeout: None,
             socket_timeout: log_uniform(&mut random, 20, 1000) * MS,
+            rest: 1000,
             end,
             operations: random.random_range(15..=45),
             faults: Vec::new(),
@@ -168,8 +173,11 @@ impl Plan {
         if !plan.faults.is_empty() && broken.is_none() && random.random_bool(0.15) {
             plan.silence(&mut random);
         }
-        if plan.is_distant {
-            plan.draw_distance(&mut random);
+        match seed % 20 {
+            7 if plan.is_distant => plan.draw_distance(&mut random),
+            9 if broken.is_none() => plan.draw_silence(&mut random),
+            17 if broken.is_none() => plan.draw_deletions(&mut random),
+            _ => {}
         }
         plan
     }
@@ -210,6 +218,45 @@ impl Plan {
         (self.tries, self.retry_delay, self.timeout) = (30, 200 * MS, None);
         self.ttl_ms = self.ttl_ms.max(5000);
         self.socket_timeout = 500 * MS;
+        self.faults.clear();
+    }
+
+    /// In some worlds busy processes, with callers who ask but once or twice, are answered nothing for a while.
+    fn draw_silence(&mut self, random: &mut StdRng) {
+        self.bring_near(random);
+        self.clients.truncate(2);
+        self.clients.iter_mut().for_each(|client| client.workers = random.random_range(4..=8));
+        (self.tries, self.timeout) = (random.random_range(1..=2), None);
+        self.retry_delay = log_uniform(random, 2, 50) * MS;
+        self.end = SECOND;
+        self.silence(random);
+        self.operations = 300;
+    }
+
+    /// In some worlds a few masters are dead, and what is held is deleted on all others.
+    fn draw_deletions(&mut self, random: &mut StdRng) {
+        self.bring_near(random);
+        let lasting = self.end;
+        let minority = (self.masters.len() - 1) / 2;
+        for master in 0..random.random_range(0..=minority).max(1).min(minority) {
+            let dies = random.random_bool(0.8);
+            let killed = Fault::Kill { master, lasting, forgets: false };
+            self.faults.push((0, if dies { killed } else { Fault::Freeze { master, lasting } }));
+        }
+        self.faults.extend((0..12).map(|_| (random.random_range(0..self.end), Fault::Delete)));
+        (self.extends, self.keeps) = (1.0, random.random_range(0.0..=1.0));
+        self.operations *= 2;
+    }
+
+    /// Nothing is wrong with the network, and there is time enough for everything.
+    fn bring_near(&mut self, random: &mut StdRng) {
+        self.delays.iter_mut().flatten().for_each(|delay| *delay = random.random_range(MS / 20..=MS));
+        (self.jitter, self.late_per_mille) = (random.random_range(0..=1), 0);
+        (self.piece, self.room) = (usize::MAX, 1 << 16);
+        self.ttl_ms = self.ttl_ms.max(log_uniform(random, 500, 4000));
+        self.end = (8 * self.ttl_ms * MS).clamp(2 * SECOND, 10 * SECOND);
+        self.socket_timeout = log_uniform(random, 200, 1000) * MS;
+        self.rest = 20 * MS;
         self.faults.clear();
     }
 
@@ -289,6 +336,11 @@ impl Plan {
             self.clients.iter_mut().step_by(2).for_each(|client| client.ppm = -50_000);
         }
     }
+}
+
+/// The names of this many locks.
+pub fn resources(count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|name| format!("lock-{name}").into_bytes()).collect()
 }
 
 fn kind(random: &mut StdRng) -> Kind {

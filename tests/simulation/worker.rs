@@ -14,7 +14,7 @@ use redlock::script::Claim;
 use tokio::sync::oneshot;
 
 use super::extending::Hold;
-use super::plan::{Sharing, log_uniform};
+use super::plan::{Sharing, log_uniform, resources};
 use super::time::{MS, Nanos};
 use super::world::{Event, World};
 
@@ -85,7 +85,7 @@ impl World {
     }
 
     fn rest(&mut self, worker: usize) {
-        let at = self.now() + log_uniform(&mut self.random, 1000, self.plan.ttl_ms * MS / 2);
+        let at = self.now() + log_uniform(&mut self.random, self.plan.rest, self.plan.ttl_ms * MS / 2);
         self.schedule(at, Event::Step { worker });
     }
 
@@ -139,7 +139,7 @@ impl World {
 
     /// One, or several in an order that is nobody else's.
     fn draw_resources(&mut self) -> Vec<Vec<u8>> {
-        let mut names: Vec<_> = (0..self.plan.resources).map(|name| format!("lock-{name}").into_bytes()).collect();
+        let mut names = resources(self.plan.resources);
         names.shuffle(&mut self.random);
         let several = self.random.random_bool(self.plan.several);
         names.truncate(if several { 3 } else { 1 });

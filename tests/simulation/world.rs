@@ -413,9 +413,22 @@ impl World {
                 self.trouble_all(master, now + lasting);
             }
             Fault::ClockJump { master, by } => self.nodes[master].master.clock.step(by),
+            Fault::Delete => self.delete_locks(),
         }
         if let Fault::Freeze { master, lasting } = fault {
             self.schedule(now + lasting, Event::Recover { master });
+        }
+    }
+
+    /// Whoever held what is deleted now is not to blame for what comes of it.
+    fn delete_locks(&mut self) {
+        let now = self.now();
+        for resource in super::plan::resources(self.plan.resources) {
+            for master in (0..self.nodes.len()).filter(|&master| self.nodes[master].serves(now)).collect::<Vec<_>>() {
+                self.nodes[master].master.delete_key(&resource);
+                self.tell_of_changes(master);
+            }
+            self.note_deleted(resource);
         }
     }
 
