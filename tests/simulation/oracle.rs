@@ -699,7 +699,7 @@ impl World {
         same.for_each(|belief| belief.until = belief.until.min(until));
     }
 
-    /// An operator deletes a lock: whoever had it, or was about to, believes in it in vain.
+    /// An operator deletes a lock: a client that had it, or was about to, believes in it in vain.
     pub fn note_deleted(&mut self, resource: Vec<u8>) {
         self.oracle.beliefs.retain(|belief| !belief.resources.contains(&resource));
         let waiting = |op: &&mut Op| op.is_waiting && op.resources.contains(&resource);

@@ -420,7 +420,7 @@ impl World {
         }
     }
 
-    /// Whoever held what is deleted now is not to blame for what comes of it.
+    /// The holder of what is deleted now is not to blame for what comes of it.
     fn delete_locks(&mut self) {
         let now = self.now();
         for resource in super::plan::resources(self.plan.resources) {
