@@ -193,10 +193,11 @@ class Redlock:
             LockContended: others hold it: as long as was to be waited, or in as many tries.
             QuorumUnavailable: no quorum of masters answered in the last round.
             FencingUnavailable: no quorum of masters runs the scripts of ``fencing``.
-            TypeError: a resource, ttl or time of a type that cannot be used.
+            TypeError: a resource, ttl or time of a type that cannot be used, or an ``on_lost`` that cannot be called.
             ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
                 that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
             NotImplementedError: ``auto_extend`` where :meth:`extend` is not possible.
+            RuntimeError: ``auto_extend``, and no thread can be started.
         """
         from redlock import _leasing, _terms  # noqa: PLC0415 - they need threads, which `import redlock` does not
 

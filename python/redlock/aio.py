@@ -192,7 +192,7 @@ class AsyncRedlock:
             LockContended: when awaited or entered: others hold it, as long as was to be waited, or in as many tries.
             QuorumUnavailable: the same: no quorum of masters answered in the last round.
             FencingUnavailable: the same: no quorum of masters runs the scripts of ``fencing``.
-            TypeError: a resource, ttl or time of a type that cannot be used.
+            TypeError: a resource, ttl or time of a type that cannot be used, or an ``on_lost`` that cannot be called.
             ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, one named twice, a time
                 that is negative, or ``max_hold`` or ``on_lost`` without ``auto_extend``.
         """
