@@ -206,7 +206,8 @@ def test_a_lock_is_extended_although_the_idle_connections_were_forgotten(forgott
     lock = dlm.lock("r", TTL)
     forget()
     assert dlm.extend(lock, 2 * TTL)
-    assert all(server.client().pttl("r") > TTL for server in servers)
+    # By a quorum when the call returns: the session is not driven after that.
+    assert sum(server.client().pttl("r") > TTL for server in servers) >= 2
 
 
 def test_a_busy_connection_that_is_slow_is_not_taken_for_forgotten(masters, through):

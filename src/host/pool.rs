@@ -1,6 +1,8 @@
 //! The sessions of one manager: one for each caller at work, kept for the next.
 
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
 
@@ -11,7 +13,6 @@ use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
 use crate::planted::{self, Bug};
-use crate::quorum::MAX_PATIENCE;
 use crate::runtime::locked;
 
 /// Sessions kept for the next caller; more are closed as they come back.
@@ -43,8 +44,9 @@ struct InProcess {
 #[derive(Debug, Default)]
 struct Sessions {
     idle: Vec<Session>,
-    /// The keys of the locks about which sessions at work still waited for answers when they were lent.
-    owed: Vec<Vec<u8>>,
+    /// The keys of the locks about which sessions at work still waited for answers when they were lent, and who works
+    /// on them.
+    owed: Vec<(Vec<u8>, ThreadId)>,
 }
 
 impl Pool {
@@ -58,10 +60,10 @@ impl Pool {
 
     /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
     /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one. While another
-    /// thread works on that one, as an extension does, it is waited for.
-    pub fn with_session<T>(&self, key: Option<&[u8]>, work: impl FnOnce(&mut Session) -> T) -> T {
+    /// thread works on that one, as an extension does, it is waited for, no longer than `patience`.
+    pub fn with_session<T>(&self, key: Option<&[u8]>, patience: Duration, work: impl FnOnce(&mut Session) -> T) -> T {
         let home = self.current();
-        let (session, debt) = home.take(key);
+        let (session, debt) = home.take(key, patience);
         let mut session = session.unwrap_or_else(|| home.new_session());
         let result = work(&mut session);
         if getpid() != home.pid {
@@ -156,8 +158,10 @@ fn catch_up(session: &mut Session) {
 }
 
 impl Sessions {
+    /// Whether another thread works on a session that owes answers about `key`. This one itself may do so as well, in
+    /// another greenlet or below a signal handler: it would wait for itself.
     fn owes(&self, key: &[u8]) -> bool {
-        self.owed.iter().any(|one| one == key)
+        self.owed.iter().any(|(one, worker)| one == key && *worker != thread::current().id())
     }
 }
 
@@ -169,8 +173,12 @@ struct Debt<'a> {
 
 impl Drop for Debt<'_> {
     fn drop(&mut self) {
+        if getpid() != self.home.pid {
+            return; // in a forked child: the mutex may be held for good
+        }
         let mut sessions = locked(&self.home.sessions);
-        if let Some(index) = sessions.owed.iter().position(|one| one == self.key) {
+        let here = thread::current().id();
+        if let Some(index) = sessions.owed.iter().position(|(key, worker)| key == self.key && *worker == here) {
             sessions.owed.swap_remove(index);
         }
         drop(sessions);
@@ -191,17 +199,16 @@ impl InProcess {
     }
 
     /// A session that was kept, if one will do; and what it owes, for as long as it is lent.
-    fn take<'a>(&'a self, key: Option<&'a [u8]>) -> (Option<Session>, Option<Debt<'a>>) {
+    fn take<'a>(&'a self, key: Option<&'a [u8]>, patience: Duration) -> (Option<Session>, Option<Debt<'a>>) {
         let mut sessions = locked(&self.sessions);
         if let Some(key) = key {
-            // No longer than a master may take to answer.
-            let waited = self.back.wait_timeout_while(sessions, MAX_PATIENCE, |sessions| sessions.owes(key));
+            let waited = self.back.wait_timeout_while(sessions, patience, |sessions| sessions.owes(key));
             sessions = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let Some(index) = choose(&mut sessions.idle, key) else { return (None, None) };
         let mut session = sessions.idle.remove(index);
         let debt = key.filter(|key| session.awaits(Some(key))).map(|key| Debt { home: self, key });
-        sessions.owed.extend(debt.iter().map(|debt| debt.key.to_vec()));
+        sessions.owed.extend(debt.iter().map(|debt| (debt.key.to_vec(), thread::current().id())));
         drop(sessions);
         catch_up(&mut session);
         (Some(session), debt)
@@ -218,5 +225,43 @@ impl InProcess {
             sessions.idle.clear();
         }
         Self::new(endpoints, guards)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn owing(key: &[u8], worker: ThreadId) -> InProcess {
+        let home = InProcess::new(&[], &Arc::default());
+        locked(&home.sessions).owed.push((key.to_vec(), worker));
+        home
+    }
+
+    #[test]
+    fn a_session_at_work_in_another_thread_is_waited_for_until_it_is_back() {
+        let home = owing(b"key", thread::current().id());
+        thread::scope(|scope| {
+            let taker = scope.spawn(|| home.take(Some(b"key"), LONG).0.is_none());
+            assert!(!taker.is_finished());
+            drop(Debt { home: &home, key: b"key" });
+            assert!(taker.join().unwrap());
+        });
+        assert_eq!(locked(&home.sessions).owed, []);
+    }
+
+    #[test]
+    fn a_thread_does_not_wait_for_a_session_that_it_works_on_itself() {
+        let home = owing(b"key", thread::current().id());
+        assert!(home.take(Some(b"key"), LONG).0.is_none());
+    }
+
+    #[test]
+    fn who_has_no_patience_does_not_wait() {
+        let other = thread::spawn(|| thread::current().id()).join().unwrap();
+        let home = owing(b"key", other);
+        assert!(home.take(Some(b"key"), Duration::ZERO).0.is_none());
     }
 }

@@ -2,12 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::AsyncReadExt;
-
-use crate::runtime::{Descriptor, Handle, Socket, Source, locked};
+use crate::runtime::{Bell, Handle, bell, locked};
 
 type Found = Arc<Mutex<io::Result<Vec<SocketAddr>>>>;
 
@@ -18,19 +15,16 @@ pub(super) async fn resolve(host: String, port: u16, handle: &Handle) -> io::Res
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    let (near, far) = UnixStream::pair()?;
-    near.set_nonblocking(true)?;
+    let (done, rung) = bell(handle)?;
     let found: Found = Arc::new(Mutex::new(Err(io::ErrorKind::NotFound.into())));
-    let (far, result) = (Descriptor::new(far.into()), Arc::clone(&found));
-    std::thread::Builder::new().name("redlock-dns".into()).spawn(move || look_up(&host, port, &result, far))?;
-    let mut done = Socket::new(Source::new(near.into()), handle);
-    _ = done.read_u8().await;
+    let result = Arc::clone(&found);
+    std::thread::Builder::new().name("redlock-dns".into()).spawn(move || look_up(&host, port, &result, done))?;
+    rung.heard().await;
     std::mem::replace(&mut *locked(&found), Err(io::ErrorKind::NotFound.into()))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "closed when the thread ends")]
-fn look_up(host: &str, port: u16, result: &Found, done: Descriptor) {
+fn look_up(host: &str, port: u16, result: &Found, done: Bell) {
     *locked(result) = (host, port).to_socket_addrs().map(Iterator::collect);
-    // Nobody may be waiting any more.
-    _ = rustix::net::send(&done, &[1], rustix::net::SendFlags::NOSIGNAL);
+    done.ring();
 }

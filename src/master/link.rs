@@ -132,10 +132,12 @@ impl Link {
         locked(&self.0.heard).at
     }
 
-    fn note_heard(&self, took: Duration) {
+    /// What was sent then has its answer, which took so long. It may have been there for long: it was not looked at in
+    /// the time in which the executor was not driven, and does not make the connection one in use.
+    fn note_heard(&self, sent: Instant, took: Duration) {
         let mut heard = locked(&self.0.heard);
         let usual = if heard.usual.is_zero() { took } else { took.min(heard.usual * 2) };
-        *heard = Heard { at: self.0.handle.now(), usual };
+        *heard = Heard { at: heard.at.max(sent.after(took)), usual };
     }
 
     /// Give the connection up as one that was forgotten: a new one has taken its place.
@@ -218,7 +220,7 @@ impl Link {
         match select(reply, self.0.handle.sleep(self.0.patience)).await {
             Either::Left((Ok(value), _)) => {
                 let absent = self.0.handle.unattended().saturating_sub(absent);
-                self.note_heard(self.0.handle.now().since(sent).saturating_sub(absent));
+                self.note_heard(sent, self.0.handle.now().since(sent).saturating_sub(absent));
                 Ok(value)
             }
             Either::Left((Err(_), _)) if self.0.life.given_up.load(Ordering::Acquire) => Err(self.0.life.error()),

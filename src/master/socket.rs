@@ -40,15 +40,15 @@ impl Unreached {
         sorted.into_iter().map(|(_, _, address)| address).collect()
     }
 
-    fn remember(&self, address: SocketAddr) {
-        let mut unreached = locked(&self.0);
-        if unreached.len() < MOST_REMEMBERED {
+    /// The lock is never waited for: a thread that held it may be missing from a forked child, which lets go of its
+    /// parent's attempts.
+    fn note(&self, address: SocketAddr, is_reached: bool) {
+        let Ok(mut unreached) = self.0.try_lock() else { return };
+        if is_reached {
+            unreached.remove(&address);
+        } else if unreached.len() < MOST_REMEMBERED {
             unreached.insert(address);
         }
-    }
-
-    fn forget(&self, address: &SocketAddr) {
-        locked(&self.0).remove(address);
     }
 }
 
@@ -61,11 +61,7 @@ struct Attempt<'a> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if self.is_reached {
-            self.unreached.forget(&self.address);
-        } else {
-            self.unreached.remember(self.address);
-        }
+        self.unreached.note(self.address, self.is_reached);
     }
 }
 
@@ -162,6 +158,15 @@ mod tests {
         assert_eq!(unreached.sorted(&mixed), addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1"]));
         assert_eq!(unreached.sorted(&mixed[2..]), mixed[2..]);
         assert_eq!(unreached.sorted(&[]), []);
+    }
+
+    #[test]
+    fn the_end_of_an_attempt_waits_for_no_other_thread() {
+        let (unreached, all) = (Unreached::default(), addresses(&["1.1.1.1:1", "2.2.2.2:1"]));
+        let held = locked(&unreached.0);
+        drop(Attempt { address: all[0], unreached: &unreached, is_reached: false });
+        drop(held);
+        assert_eq!(unreached.sorted(&all), all);
     }
 
     #[test]

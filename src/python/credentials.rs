@@ -1,7 +1,6 @@
 //! Credentials that Python is asked for, in a thread of its own.
 
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt;
@@ -9,10 +8,9 @@ use futures_util::future::BoxFuture;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyModule};
-use tokio::io::AsyncReadExt;
 
 use crate::master::endpoint::{Credentials, Login};
-use crate::runtime::{Handle, Socket, Source, locked};
+use crate::runtime::{Handle, Rung, bell, locked};
 
 type Answer = Arc<Mutex<io::Result<Login>>>;
 
@@ -26,12 +24,10 @@ pub(super) struct Asked(pub(super) Py<PyAny>);
 
 impl Credentials for Asked {
     fn ask(&self, handle: &Handle) -> BoxFuture<'static, io::Result<Login>> {
-        let started = self.start();
-        let handle = handle.clone();
+        let started = self.start(handle);
         async move {
-            let (near, answer) = started?;
-            let mut done = Socket::new(Source::new(near.into()), &handle);
-            _ = done.read_u8().await;
+            let (rung, answer) = started?;
+            rung.heard().await;
             std::mem::replace(&mut *locked(&answer), unanswered())
         }
         .boxed()
@@ -39,12 +35,11 @@ impl Credentials for Asked {
 }
 
 impl Asked {
-    fn start(&self) -> io::Result<(UnixStream, Answer)> {
-        let (near, far) = UnixStream::pair()?;
-        near.set_nonblocking(true)?;
+    fn start(&self, handle: &Handle) -> io::Result<(Rung, Answer)> {
+        let (done, rung) = bell(handle)?;
         let answer = Arc::new(Mutex::new(unanswered()));
         let result = Arc::clone(&answer);
-        Python::attach(|py| {
+        let in_thread = |py: Python<'_>| {
             // Starts no bytecode in this thread, and so no handler of a signal.
             let tell = PyCFunction::new_closure(py, None, None, move |arguments, _| -> PyResult<()> {
                 let (username, password, failure): (_, _, Option<String>) = arguments.extract()?;
@@ -52,14 +47,16 @@ impl Asked {
                     None => Ok(Login { username, password }),
                     Some(failure) => Err(io::Error::other(failure)),
                 };
-                // Perhaps it is not waited for any more.
-                _ = (&far).write_all(&[1]);
+                done.ring();
                 Ok(())
             })?;
             threads(py)?.getattr("start_new_thread")?.call1((&self.0, (tell,))).map(drop)
-        })
-        .map_err(|error: PyErr| io::Error::other(format!("no thread to ask the credential provider: {error}")))?;
-        Ok((near, answer))
+        };
+        let unable = |why: &str| io::Error::other(format!("no thread to ask the credential provider: {why}"));
+        // At the interpreter's end there is none to attach to.
+        let begun = Python::try_attach(in_thread).ok_or_else(|| unable("the interpreter ends"))?;
+        begun.map_err(|error| unable(&error.to_string()))?;
+        Ok((rung, answer))
     }
 }
 

@@ -1,11 +1,13 @@
 //! `_redlock.Engine`: the operations, for blocking callers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::{BootClock, Clock};
+use crate::engine::Session;
 use crate::host::blocking::{self, Ended};
 use crate::host::pool::Pool;
 use crate::master::guard::Guards;
@@ -15,6 +17,7 @@ use crate::python::event_loop::LoopSession;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
 use crate::python::waiting::{self, Caller};
+use crate::quorum::MAX_PATIENCE;
 
 /// Sessions to N masters, and the operations over them.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -95,12 +98,15 @@ impl Engine {
 impl Engine {
     /// Run an operation to its end: how that was, and what is to be raised.
     fn perform(&self, py: Python<'_>, operation: &Operation, caller: Caller) -> PyResult<(Outcome, Option<PyErr>)> {
-        let begin = |masters, cancel| operation.perform(masters, cancel);
+        let (key, begin) = (operation.key(), |masters, cancel| operation.perform(masters, cancel));
         let ended = match waiting::patched_select(py)? {
+            // No longer than a master may take to answer.
             None => py.detach(|| {
-                self.pool.with_session(operation.key(), |session| blocking::run(session, begin, caller.detached()))
+                let work = |session: &mut Session| blocking::run(session, begin, caller.detached());
+                self.pool.with_session(key, MAX_PATIENCE, work)
             }),
-            Some(select) => self.pool.with_session(operation.key(), |session| {
+            // Other greenlets, and threads that want the interpreter, would wait as well.
+            Some(select) => self.pool.with_session(key, Duration::ZERO, |session| {
                 blocking::run(session, begin, |sources, timeout| caller.through(&select, sources, timeout))
             }),
         };

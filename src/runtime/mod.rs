@@ -3,12 +3,14 @@
 //! Nothing here blocks. A host runs the [`Executor`] until it stalls, asks it for its [`Wait`], waits, tells each
 //! [`Source`] what it is ready for, and runs it again.
 
+mod bell;
 mod descriptor;
 mod effects;
 mod executor;
 mod race;
 mod source;
 
+pub use bell::{Bell, Rung, bell};
 pub use descriptor::Descriptor;
 pub use effects::{Effects, Stream};
 pub(crate) use executor::locked;

@@ -97,3 +97,22 @@ fn an_extension_that_is_over_is_sent_to_no_master() {
     let command = stage.world.open(0, |connection| connection.unanswered().cloned());
     assert_eq!(command, Some(None));
 }
+
+#[test]
+fn an_answer_that_lay_there_while_the_connection_was_idle_does_not_make_it_one_in_use() {
+    let mut stage = silent(1);
+    let tell = |stage: &Stage<'_>| stage.session.start(|masters| async move { release(&masters, &claim()).await });
+    let first = tell(&stage);
+    stage.turn();
+    stage.greet_all(0);
+    stage.world.nth(0, |connection| answer_all(connection, Says::Yes));
+    stage.session.leave();
+    stage.world.pass(2000 * MS);
+    stage.session.resume();
+    stage.turn();
+    let second = tell(&stage);
+    stage.turn();
+    stage.pass(100 * MS);
+    assert_eq!(stage.world.open(0, |newest| newest.names()).unwrap(), ["HELLO"]);
+    drop((first, second));
+}
