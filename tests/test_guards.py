@@ -61,7 +61,7 @@ def test_the_others_vote_meanwhile_and_the_reason_is_told_and_logged_once(spawn,
         outcome = dlm._engine().run(Operation.acquire([b"b"], 500, 3, 7, 1, 0.0))
         assert not isinstance(outcome, Held)
         said += outcome
-    assert "not relied on: it restarted, and may have forgotten locks" in said
+    assert "not relied on: it restarted, and may have forgotten locks" in map(str, said)
     assert guarded(servers, 1000).lock("c", 500)
     records = [record for record in caplog.records if "it restarted" in record.getMessage()]
     assert 1 <= len(records) <= 2  # one for each manager that got to see it

@@ -109,7 +109,9 @@ def test_an_error_that_reads_like_a_vote_is_a_failure(scripted, text):
     servers = [scripted(always("SET", b"-" + text + b"\r\n")) for _ in range(3)]
     with pytest.raises(QuorumUnavailable) as caught:
         manager(servers).acquire("r", TTL, timeout=0)
-    assert [said for _, said in caught.value.failed] == [text.decode()] * 3
+    said = [said for _, said in caught.value.failed]
+    assert len(said) >= 2  # the third need not be waited for
+    assert set(said) == {text.decode()}
 
 
 @pytest.mark.parametrize("text", [b"released", b"absent"])
