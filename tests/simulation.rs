@@ -129,7 +129,7 @@ fn a_seed_replays_exactly() {
         assert_eq!(once.trace, again.trace, "seed {seed}");
         assert_eq!(once.hash, again.hash, "seed {seed}");
     }
-    assert_ne!(runner::one(FIRST, None, None, false).hash, runner::one(FIRST + 1, None, None, false).hash);
+    assert_ne!(runner::one(FIRST, None, None, true).hash, runner::one(FIRST + 1, None, None, true).hash);
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -128,7 +128,7 @@ impl World {
         let valid_until = request.valid_until;
         let lost_at = self.masters_that_lost(client, &hold.claim);
         let result = self.seats[session].session.start(move |masters| async move { extend(&masters, &request).await });
-        self.seats[session].dirty = true;
+        self.dirty.insert(session);
         self.extensions.push(Extension {
             worker,
             op: hold.op,

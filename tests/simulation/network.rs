@@ -224,6 +224,7 @@ impl World {
         let tracking = server.tracking;
         let pushes = may_push && self.random.random_bool(0.2);
         let master = here.master;
+        self.oracle.changes += 1;
         self.say(|| format!("master {master}: {did:?}"));
         self.note_done(conn, &did);
         if pushes {
@@ -275,7 +276,7 @@ impl World {
     }
 
     fn wake(&mut self, conn: usize, wakers: Vec<Waker>) {
-        self.seats[self.conns[conn].session].dirty = true;
+        self.dirty.insert(self.conns[conn].session);
         wakers.into_iter().for_each(Waker::wake);
     }
 

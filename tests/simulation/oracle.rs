@@ -152,6 +152,9 @@ struct Belief {
     resources: Vec<Vec<u8>>,
     key: Vec<u8>,
     until: Nanos,
+    /// Unless a master changes, a quorum has it until then; and how many changes there had been when that was seen.
+    safe_until: Nanos,
+    changes: u64,
 }
 
 /// The books of the one who watches.
@@ -166,6 +169,8 @@ pub struct Oracle {
     pub ops: Vec<Op>,
     attempts: BTreeMap<Vec<u8>, Attempt>,
     beliefs: Vec<Belief>,
+    /// How often anything may have become of what masters have, but by time alone.
+    pub changes: u64,
     /// The greatest token granted so far, by resource.
     greatest: BTreeMap<Vec<u8>, u64>,
     quiet_since: BTreeMap<Vec<u8>, Nanos>,
@@ -191,6 +196,7 @@ impl Oracle {
             ops: Vec::new(),
             attempts: BTreeMap::new(),
             beliefs: Vec::new(),
+            changes: 0,
             greatest: BTreeMap::new(),
             quiet_since: BTreeMap::new(),
             deleted: BTreeMap::new(),
@@ -531,7 +537,7 @@ impl World {
             self.violation(Rule::TwoHolders, &what);
         }
         let until = self.clients[client].clock.steady() + validity_ms * MS;
-        self.oracle.beliefs.push(Belief { client, resources, key: key.to_vec(), until });
+        self.oracle.beliefs.push(Belief { client, resources, key: key.to_vec(), until, safe_until: 0, changes: 0 });
     }
 
     pub fn check_validity(&mut self, op: usize, validity_ms: u64, expires_at: Instant) {
@@ -646,6 +652,15 @@ impl World {
         self.nodes.iter().filter(|node| resources.iter().all(|resource| has(node, resource))).count()
     }
 
+    /// Until when each master that has all resources with this key keeps them.
+    fn ends_at_masters(&self, resources: &[Vec<u8>], key: &[u8]) -> Vec<Nanos> {
+        let end = |node: &super::world::Node, resource: &Vec<u8>| {
+            (node.master.holder(resource) == Some(key)).then(|| node.master.held_until(resource)).flatten()
+        };
+        let first_end = |node| resources.iter().map(|resource| end(node, resource).unwrap_or(0)).min().unwrap_or(0);
+        self.nodes.iter().map(first_end).filter(|&end| end > 0).collect()
+    }
+
     fn end_operation(&mut self, op: usize) {
         let now = self.now();
         let entry = &mut self.oracle.ops[op];
@@ -724,9 +739,13 @@ impl World {
         }
         let mut beliefs = std::mem::take(&mut self.oracle.beliefs);
         beliefs.retain(|belief| self.believes(belief));
-        for belief in &beliefs {
-            let count = self.masters_with(&belief.resources, &belief.key);
-            if count < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
+        let (now, changes, quorum) = (self.now(), self.oracle.changes, quorum::majority(self.nodes.len()));
+        for belief in beliefs.iter_mut().filter(|belief| belief.changes != changes || now >= belief.safe_until) {
+            let mut ends = self.ends_at_masters(&belief.resources, &belief.key);
+            let count = ends.len();
+            ends.sort_unstable();
+            (belief.changes, belief.safe_until) = (changes, if count < quorum { 0 } else { ends[count - quorum] });
+            if count < quorum && self.plan.broken.is_none() {
                 let what = format!("client {} has {} on {count} masters", belief.client, belief.key.escape_ascii());
                 self.violation(Rule::NoQuorum, &what);
             }

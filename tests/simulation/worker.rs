@@ -130,7 +130,7 @@ impl World {
             .session
             .start(move |masters| async move { acquire(&masters, &request, cancelled.fuse()).await });
         self.workers[worker].doing = Doing::Locking { op, session, result, cancel: Some(cancel) };
-        self.seats[session].dirty = true;
+        self.dirty.insert(session);
         if self.random.random_bool(self.plan.cancels) && !self.is_calm() {
             let at = self.now() + log_uniform(&mut self.random, 1000, 2000 * MS);
             self.schedule(at, Event::Cancel { worker, op });
@@ -154,7 +154,7 @@ impl World {
         let result =
             self.seats[session].session.start(move |masters| async move { release(&masters, &released).await });
         self.workers[worker].doing = Doing::Unlocking { op, session, claim, result };
-        self.seats[session].dirty = true;
+        self.dirty.insert(session);
     }
 
     pub fn cancel(&mut self, worker: usize, wanted: usize) {
@@ -163,7 +163,7 @@ impl World {
             && let Some(cancel) = cancel.take()
         {
             _ = cancel.send(());
-            self.seats[*session].dirty = true;
+            self.dirty.insert(*session);
             self.note_cancelled(wanted);
         }
     }

@@ -102,7 +102,6 @@ pub struct Seat {
     pub session: Session,
     pub client: usize,
     pub attended: bool,
-    pub dirty: bool,
     pub armed: Option<Nanos>,
     pub turns: u64,
 }
@@ -128,6 +127,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
     pub seats: Vec<Seat>,
+    /// The sessions that have something to do.
+    pub dirty: BTreeSet<usize>,
     pub workers: Vec<Worker>,
     pub conns: Vec<Conn>,
     /// Who is to be told of the next change of what: master, resource, connection.
@@ -157,6 +158,7 @@ impl World {
             nodes: Vec::new(),
             clients: Vec::new(),
             seats: Vec::new(),
+            dirty: BTreeSet::new(),
             workers: Vec::new(),
             conns: Vec::new(),
             watches: BTreeSet::new(),
@@ -244,7 +246,6 @@ impl World {
             ),
             client,
             attended: self.clients[client].plan.sharing == Sharing::Loop,
-            dirty: false,
             armed: None,
             turns: 0,
         });
@@ -291,7 +292,9 @@ impl World {
             }
             self.truth.store(at, Ordering::Relaxed);
             self.events += 1;
-            (at, &event).hash(&mut self.hasher);
+            if self.trace.is_some() {
+                (at, &event).hash(&mut self.hasher);
+            }
             self.say(|| event.to_string());
             self.happen(event);
             self.settle();
@@ -318,7 +321,8 @@ impl World {
             Event::Timer { session, deadline } => {
                 let seat = &mut self.seats[session];
                 if seat.armed == Some(deadline) {
-                    (seat.armed, seat.dirty) = (None, true);
+                    seat.armed = None;
+                    self.dirty.insert(session);
                 }
             }
             Event::Step { worker } => self.step(worker),
@@ -338,14 +342,14 @@ impl World {
 
     /// Give every session that has something to do its turns, until none has.
     fn settle(&mut self) {
-        while let Some(session) = (0..self.seats.len()).find(|&session| self.has_turn(session)) {
+        while let Some(session) = self.dirty.iter().copied().find(|&session| self.has_turn(session)) {
             self.turn(session);
         }
     }
 
     fn has_turn(&self, session: usize) -> bool {
         let seat = &self.seats[session];
-        seat.dirty && seat.attended && !self.is_paused(seat.client)
+        seat.attended && !self.is_paused(seat.client)
     }
 
     pub fn is_paused(&self, client: usize) -> bool {
@@ -353,8 +357,8 @@ impl World {
     }
 
     pub fn turn(&mut self, session: usize) {
+        self.dirty.remove(&session);
         let seat = &mut self.seats[session];
-        seat.dirty = false;
         seat.turns += 1;
         seat.session.turn();
         self.carry_out_deeds();
@@ -387,6 +391,7 @@ impl World {
     /// A fault of the plan strikes.
     fn befall(&mut self, index: usize) {
         let (now, fault) = (self.now(), self.plan.faults[index].1.clone());
+        self.oracle.changes += 1;
         self.say(|| format!("FAULT {fault:?}"));
         match fault {
             Fault::Freeze { master, lasting } => {
@@ -488,7 +493,7 @@ impl World {
     }
 
     fn touch(&mut self, client: usize) {
-        self.seats.iter_mut().filter(|seat| seat.client == client).for_each(|seat| seat.dirty = true);
+        self.dirty.extend((0..self.seats.len()).filter(|&session| self.seats[session].client == client));
     }
 
     fn set_wall_clock(&mut self, client: usize, by: i64) {
