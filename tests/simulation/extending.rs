@@ -44,6 +44,8 @@ pub struct Extension {
     began_shown: Nanos,
     paused_before: Nanos,
     held_at_start: usize,
+    /// Which masters had carried out its `SET` by then: that of another may have been on its way.
+    set_at_start: Vec<bool>,
     began: Nanos,
     /// The masters that did not have it when it began, though nothing had been wrong with them for long.
     lost_at: Vec<usize>,
@@ -140,6 +142,7 @@ impl World {
             began_shown: self.clients[client].clock.shown(),
             paused_before: self.clients[client].paused_in_all,
             held_at_start: self.masters_with(&hold.claim.resources, &hold.claim.key),
+            set_at_start: self.masters_set(hold.op, &hold.claim.key),
             began: self.now(),
             lost_at,
             result,
@@ -219,7 +222,9 @@ impl World {
         let Extension { op, held_at_start, .. } = *extension;
         self.say(|| format!("op {op}: EXTENDED for {} ms", extended.validity_ms));
         self.oracle.extensions += 1;
-        if held_at_start < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
+        let is_set = self.masters_set(op, &extension.claim.key);
+        let arrived = extension.set_at_start.iter().zip(is_set).filter(|&(&before, now)| now && !before).count();
+        if held_at_start + arrived < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
             self.violation(Rule::Revived, &format!("op {op} was on {held_at_start} masters and is extended"));
         }
         self.end_belief(&extension.claim.key);

@@ -646,6 +646,11 @@ impl World {
         self.oracle.ops[op].resources.iter().map(|resource| fact(resource).unwrap_or_default()).collect()
     }
 
+    /// Which masters have carried out the `SET` of all resources with this key.
+    pub fn masters_set(&self, op: usize, key: &[u8]) -> Vec<bool> {
+        (0..self.nodes.len()).map(|master| self.facts_of(op, key, master).iter().all(|facts| facts.granted)).collect()
+    }
+
     /// How many masters have all resources with this key.
     pub fn masters_with(&self, resources: &[Vec<u8>], key: &[u8]) -> usize {
         let has = |node: &super::world::Node, resource: &Vec<u8>| node.master.holder(resource) == Some(key);

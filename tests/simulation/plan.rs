@@ -7,8 +7,8 @@ use rand::{RngExt, SeedableRng};
 use super::master::Kind;
 use super::time::{MS, Nanos, RATE_BOUND_PPM, SECOND};
 
-/// Where the seeds of `make soak` begin, most of which draw small worlds: a hundred small ones show more than ten large
-/// ones. Smaller seeds draw what they always did, some of them what once failed.
+/// Where the seeds of `make soak` begin. Most of them draw small worlds, so that many can be run. Smaller seeds draw what
+/// they always did: some of them are there because they once failed.
 const FRESH: u64 = 1 << 40;
 
 /// An assumption of Redlock's, broken on purpose, or one of the remedies.
