@@ -9,6 +9,7 @@ import pytest
 
 from redlock import AsyncRedlock, CannotObtainLock, Redlock
 from support.locks import nothing_left, warm
+from support.servers import wait_until
 
 pytestmark = pytest.mark.once
 
@@ -36,12 +37,13 @@ def test_many_fenced_calls_at_once_do_not_cut_their_own_connection(masters, thro
 
 
 def test_many_names_in_one_call_leave_nothing_whether_they_are_had_or_not(masters):
-    """Looked at right afterwards, while the manager does nothing."""
+    """The manager does nothing more for it when the call has returned."""
     servers = masters(3)
     dlm = Redlock([server.url for server in servers], 1)
     warm(dlm, servers)
     names = [f"r{number}" for number in range(100_000)]
     with contextlib.suppress(CannotObtainLock):
         dlm.acquire(names, TTL, retry_count=1).release()
-    assert [server.admin.dbsize() for server in servers] == [0, 0, 0]
+    # A server that needs longer than a round for its part gets its releases over a connection that is given up.
+    wait_until(lambda: [server.admin.dbsize() for server in servers] == [0, 0, 0], what="the end of all keys")
     nothing_left(servers)
