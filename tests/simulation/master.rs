@@ -174,6 +174,7 @@ impl Master {
             [b"CONFIG", b"GET", b"appendfsync"] => (protocol.map(&[("appendfsync", "everysec")]), Did::Other),
             [b"SELECT" | b"CLIENT", ..] => (b"+OK\r\n".to_vec(), Did::Other),
             [b"SET", resource, key, b"NX", b"PX", ttl_ms] => self.set(resource, key, number(ttl_ms), *protocol),
+            [b"PING"] => (b"+PONG\r\n".to_vec(), Did::Other),
             [b"TIME"] => (self.time(), Did::Other),
             [b"PTTL", resource] => (self.pttl(resource), Did::Other),
             [b"GET", resource] => self.get(resource, *protocol),
