@@ -27,6 +27,12 @@ impl Instant {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// The instant this much earlier, or the clock's own zero.
+    #[must_use]
+    pub const fn before(self, lead: Duration) -> Self {
+        Self(self.0.saturating_sub(lead))
+    }
+
     /// The instant `delay` later, or the last there is.
     #[must_use]
     pub const fn after(self, delay: Duration) -> Self {

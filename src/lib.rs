@@ -21,6 +21,7 @@ pub mod engine;
 pub mod error;
 pub mod fence;
 pub mod host;
+pub mod lease;
 pub mod master;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;

@@ -44,9 +44,12 @@ pub enum Bug {
     LateRetake,
     /// How long an extended lock is safe to use is computed before the masters that have lost it are asked.
     StaleExtension,
-    /// A keeper extends while its lock is being released: no hook, the simulated holders do so.
-    #[cfg(feature = "planted-bugs")]
+    /// A lease is renewed although it is being released.
     KeeperGoesOn,
+    /// A lease is renewed although no holder refers to it any more.
+    RenewsAbandoned,
+    /// The holder is told of the loss when validity is over.
+    LateLoss,
     /// Only the first of several resources is released.
     PartialRelease,
     /// Pushes are relied on for ever, though a server may lose one.
@@ -55,9 +58,7 @@ pub enum Bug {
     AskAgain,
     /// Those of one session who wait do not stand in line.
     NoLine,
-    /// A caller that asked for a shorter time, and was told that it failed, relies on the old deadline: no hook, the
-    /// simulated holders do so.
-    #[cfg(feature = "planted-bugs")]
+    /// A caller that asked for a shorter time, and was told that it failed, relies on the old deadline.
     DeadlineForgotten,
     /// An extension that no quorum can grant any more ends without the answers that show whether that is final.
     HastyVerdict,

@@ -371,7 +371,7 @@ def test_a_loss_cancels_the_body_and_is_raised_at_its_end(servers, adlm, loop, h
         assert isinstance(caught.value.__cause__, asyncio.CancelledError)
         assert lease.lost.is_set()
         assert lease.released_in_time is False
-        assert told[0] < lease._expires_at + 0.2
+        assert told[0] < lease._state.expires_at + 0.2
         flush(servers)
         await asyncio.sleep(0.01)  # nothing is left of the cancellation
         return "and on"
@@ -390,7 +390,7 @@ def test_masters_that_hang_are_told_of_before_the_validity_ends(servers, adlm, l
                 try:
                     await asyncio.sleep(60)
                 finally:
-                    assert now() < lease._expires_at
+                    assert now() < lease._state.expires_at
         assert caught.value.reason == "unavailable"
         for server in servers:
             server.thaw()

@@ -405,11 +405,11 @@ def test_an_extension_that_fails_leaves_the_lease_as_it_was(servers, dlm):
         wait_until(lambda: held(servers) == [lease.key] * 3)
         for server in servers[1:]:
             server.freeze()
-        deadline = lease._expires_at
+        deadline = lease._state.expires_at
         with pytest.raises(LockLost) as caught:
             lease.extend()
         assert caught.value.reason == "unavailable"
-        assert lease._expires_at == deadline
+        assert lease._state.expires_at == deadline
         assert not lease.lost.is_set()
         assert lease.remaining > 0
         for server in servers[1:]:
@@ -423,7 +423,7 @@ def test_an_extension_that_fails_leaves_the_lease_as_it_was(servers, dlm):
             return True
 
         wait_until(extended)
-        assert lease._expires_at > deadline
+        assert lease._state.expires_at > deadline
 
 
 def extend_in_vain(servers, lease, ttl):
@@ -587,7 +587,7 @@ def test_the_event_is_set_by_the_clock(dlm):
     lease = dlm.acquire("r", SHORT)
     assert lease.lost.wait(0.001) is False
     assert lease.lost.wait() is True
-    assert now() >= lease._expires_at
+    assert now() >= lease._state.expires_at
     assert lease.lost.is_set()
     assert lease.lost.reason == "expired"
 

@@ -173,7 +173,7 @@ def test_the_holder_is_told_before_the_validity_ends(servers, dlm, fail):
         for server in servers[1:]:
             fail(server)
         assert lease.lost.wait(PROMPT)
-        assert lease._expires_at - now() > 0
+        assert lease._state.expires_at - now() > 0
         assert lease.remaining == 0
         wait_until(lambda: told)
     assert caught.value.reason == lease.lost.reason == "unavailable"
@@ -253,8 +253,8 @@ def test_an_extension_that_raises_is_tried_again(servers, dlm, caplog, monkeypat
 
         monkeypatch.setattr(lease._operations, "extend", fail)
         wait_until(lambda: not left)
-        since = lease._expires_at
-        wait_until(lambda: lease._expires_at > since)
+        since = lease._state.expires_at
+        wait_until(lambda: lease._state.expires_at > since)
     assert caplog.text.count("Error extending") == 2
 
 

@@ -1,4 +1,4 @@
-"""What a task holds until it releases it: :class:`AsyncLease`. The loop's timers watch over it; no thread does."""
+"""What a task holds until it releases it: :class:`AsyncLease`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from weakref import ref
 
 from redlock._connections import logger
 from redlock._keeper import LONGEST_WAIT
-from redlock._lease import LeaseBase
-from redlock._outcomes import in_words, loss, why_not_extended
+from redlock._lease import LeaseBase, Unreleased
+from redlock._outcomes import loss
 from redlock._redlock import now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from typing_extensions import Self
 
     from redlock._async_leasing import AsyncOperations
-    from redlock._lease import Upkeep
     from redlock._types import HeldLike, Reason
 
 
@@ -57,7 +56,7 @@ class AsyncLoss:
         while lease._why_not() is None:  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(lease._over.wait(), min(lease._expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
+                await asyncio.wait_for(lease._over.wait(), min(lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
         return self.is_set()
 
 
@@ -109,20 +108,20 @@ class AsyncLease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[AsyncLease], object] | None = None,
     ) -> None:
-        super().__init__(resource, ttl, held, in_words(operations.named(held.votes)), operations.counters)
+        super().__init__(operations, resource, ttl, held)
         self._operations = operations
         self._on_lost = on_lost
         self._body: Body | None = None
         self._over = asyncio.Event()
-        self._turn = asyncio.Lock()  # one extension at a time, and none after the release
-        self._alarm: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
         self._work: set[asyncio.Task[Any]] = set()  # asyncio itself holds its tasks by weak references
         self._asking: set[asyncio.Task[Any] | None] = set()  # who wait for an extension, and will be told how it ended
 
     async def __aenter__(self) -> Self:
         """Have the block cancelled when the lease is lost."""
         self._body = Body()
-        self._set_alarm()
+        if not self._state.is_kept:
+            self._set_alarm()
         return self
 
     async def __aexit__(
@@ -164,11 +163,13 @@ class AsyncLease(LeaseBase):
             TypeError: the same, of another type.
         """
         ttl = self.ttl if ttl is None else self._operations.checked(ttl)
+        if self._is_inherited():
+            raise loss(self.resource, "forked")
         asking = asyncio.current_task()
         self._asking.add(asking)
         try:
-            # In a task of its own: whoever asked may be cancelled, but the release has to wait for its end.
-            reason = await asyncio.shield(self._start(self._extend_in_turn(ttl)))
+            reason = await self._operations.extend_lease(self._state, self.key, ttl)
+            self._tell_loss()
         finally:
             self._asking.discard(asking)
         if reason is not None:
@@ -180,124 +181,68 @@ class AsyncLease(LeaseBase):
         Never raises for a master's failure: those are logged. So is a lease that had already expired. Goes on behind
         the back of a caller that is cancelled.
         """
-        if self._is_inherited() or not self._begin_release():
+        if self._is_inherited():
             return
-        self._forget()
-        if not self._turn.locked():
-            await self._give_back()
-            return
-        work = self._start(self._give_back_in_turn())
         try:
-            await asyncio.shield(work)
+            await self._operations.release_lease(self._state, self.key)
         except asyncio.CancelledError:
-            # This may be the last that the loop does. In case it goes on, the release is repeated after the extension.
+            # This may be the last that the loop does. In case it goes on, so does the release, after an extension.
             self._operations.begin_release(self.key)
             raise
-
-    async def _give_back_in_turn(self) -> None:
-        while True:
-            try:
-                await self._turn.acquire()
-                break
-            except asyncio.CancelledError:  # the loop is to end, and waits for this: the extension, too, ends soon
-                continue
-        try:
-            await self._give_back()
         finally:
-            self._turn.release()
+            self._over.set()
+            self._end()
+            self._note_release()
 
-    async def _give_back(self) -> None:
-        was_held = True
-        try:
-            was_held = await self._operations.release(self.key)
-        finally:
-            self._end_release(was_held=was_held)
+    def _keep(self, max_hold: float | None) -> None:
+        """Have the engine renew it.
 
-    def _forget(self) -> None:
-        self._over.set()
-        self._set_alarm()
+        Raises:
+            RuntimeError: there are no more threads.
+        """
+        self._forget = self._operations.keeper.keep(self, max_hold)
+        self._unreleased = Unreleased(self.resource)
 
-    def _start(self, work: Coroutine[Any, Any, Reason | None]) -> asyncio.Task[Reason | None]:
-        task = asyncio.get_running_loop().create_task(work)
+    # -- how it is told ------------------------------------------------------------------------------------------------
+
+    def _on_event(self, what: str, ttl: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._see_to, what, ttl)
+
+    def _see_to(self, what: str, ttl: int) -> None:
+        if what == "renew":
+            self._start(self._operations.extend_lease(self._state, self.key, ttl))
+        elif what == "give back":
+            self._start(self.release())
+        elif what == "news":
+            self._operations.write_log()
+        self._tell_loss()
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
         self._work.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Reason | None]) -> None:
-        self._work.discard(task)
-        self._set_alarm()
-
-    # -- extending -----------------------------------------------------------------------------------------------------
-
-    async def _extend_in_turn(self, ttl: int) -> Reason | None:
-        """Extend; why not, if it could not be."""
-        if self._is_inherited():
-            return "forked"
-        async with self._turn:
-            return await self._try_to_extend(ttl)
-
-    async def _try_to_extend(self, ttl: int) -> Reason | None:
-        if (reason := self._why_not()) is not None:
-            return reason
-        self._assume_extended(ttl, self._operations.relied_on(ttl))
-        outcome = await self._operations.extend(self.key, ttl, self._may_extend_until())
-        if (reason := self._why_not()) is not None:
-            return reason  # meanwhile: it was too late
-        if not isinstance(outcome, list):
-            self._granted(outcome, ttl)
-            return None
-        reason = why_not_extended(outcome, self._operations.quorum)
-        if reason != "unavailable":
-            self._lose(reason, unless=self._asking)
-        return reason
-
-    async def _renew(self, upkeep: Upkeep) -> None:
-        try:
-            if await self._extend_in_turn(self.ttl) is not None:
-                upkeep.failed(now())
-        except Exception:  # noqa: BLE001 - there is time for another try
-            logger.exception("Error extending %r", self)
-            upkeep.failed(now())
-
-    # -- watching ------------------------------------------------------------------------------------------------------
-
-    def _watch(self, max_hold: float | None) -> None:
-        """Extend it from now on."""
-        self._plan(max_hold)
-        self._set_alarm()
-
-    def _lost_at(self) -> float:
-        return self._upkeep.lost_at if self._upkeep else self._expires_at
+        task.add_done_callback(self._work.discard)
 
     def _set_alarm(self) -> None:
-        """Have the loop look at it when something is due, if there is anybody for whom."""
-        if self._alarm:
-            self._alarm.cancel()
-            self._alarm = None
-        if self._reason is None and (self._upkeep or self._body):
-            due = self._upkeep.due if self._upkeep and not self._work else self._lost_at()
-            # Not less than a loop's clock can tell: it would go off again and again until it is time.
-            pause = min(max(due - now(), 0.001), LONGEST_WAIT)
-            self._alarm = asyncio.get_running_loop().call_later(pause, _look, ref(self))
+        """Have the loop look at it when its validity ends, for the block that it is held for."""
+        # Not less than a loop's clock can tell: it would go off again and again until it is time.
+        pause = min(max(self._state.expires_at - now(), 0.001), LONGEST_WAIT)
+        self._loop.call_later(pause, _look, ref(self))
 
     def _look(self) -> None:
-        """Do what is due."""
-        upkeep, at = self._upkeep, now()
-        if at >= self._lost_at():
-            self._lose(self._why_not() or (upkeep.reason if upkeep else "expired"))
-        elif upkeep and at >= upkeep.due and not self._work:
-            self._start(self._renew(upkeep))
-        self._set_alarm()
+        reason = self._why_not()
+        if reason == "expired":
+            self._state.lose(reason)
+            self._tell_loss()
+        elif reason is None and self._body:
+            self._set_alarm()
 
-    def _lose(self, reason: Reason, unless: Collection[object] = ()) -> None:
-        """Tell the holder, but do not cancel tasks that are told anyway."""
-        if not self._end(reason):
+    def _tell_loss(self) -> None:
+        """Tell the holder, if it is lost and was not told yet; do not cancel tasks that are told anyway."""
+        if not self._note_loss():
             return
-        self._told = True
-        self._counters.ended(lost=True)
-        self._forget()
-        logger.warning("%r is lost", self)
-        if self._body and self._body.task not in unless:
+        self._over.set()
+        if self._body and self._body.task not in self._asking:
             self._body.cancel()
         if self._on_lost:
             self._start(self._tell(self._on_lost))

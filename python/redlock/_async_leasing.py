@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Coroutine
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
 from redlock._failures import log_failures
-from redlock._outcomes import OWN_METHODS
+from redlock._outcomes import OWN_METHODS, why_not_extended
 from redlock._redlock import Held, Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
-    from redlock._types import Encodable, HeldLike, Resource
+    from redlock._redlock import Engine, LeaseState
+    from redlock._types import Encodable, HeldLike, Reason, Resource
     from redlock.aio import AsyncRedlock
+
+T = TypeVar("T")
 
 
 class AsyncOperations(Terms["AsyncRedlock"]):
     """What one lease, or one lock, needs of its manager."""
+
+    def __init__(self, manager: AsyncRedlock, resources: Sequence[Encodable]) -> None:
+        super().__init__(manager, resources)
+        self._turn = asyncio.Lock()  # for clients' own methods: one extension at a time, and none after the release
+        self._work: set[asyncio.Task[Any]] = set()  # asyncio itself holds its tasks by weak references
 
     async def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
@@ -75,14 +84,63 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         self.counters.extended += not isinstance(outcome, list)
         return outcome
 
-    async def release(self, key: Encodable) -> bool:
-        """Release on every master; errors are logged.
+    async def extend_lease(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
+        """Extend a lease, when no other task extends or releases it. Goes on when the caller is cancelled.
+
+        Args:
+            state: of the lease.
+            key: of the lease.
+            ttl: milliseconds.
 
         Returns:
-            Whether so many may have had it that it was held.
+            Why it could not be extended.
         """
-        said = await self.release_all(key)
-        return said.count(Vote.ABSENT) <= len(said) - self.quorum
+        if self._engine():
+            return await self._manager._run(Operation.extend_lease(state, ttl, self._drift(ttl)))  # noqa: SLF001
+        return await self._to_the_end(self._extend_by_clients(state, key, ttl))
+
+    async def _extend_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
+        drift = self._drift(ttl)
+        async with self._turn:
+            if reason := state.begin_extension(ttl, drift):
+                return reason
+            end: float | None = None
+            why: Reason = "unavailable"
+            try:
+                outcome = await self.extend(key, ttl, None)
+                if isinstance(outcome, list):
+                    why = why_not_extended(outcome, self.quorum)
+                else:
+                    end = outcome.expires_at
+            finally:
+                reason = state.end_extension(ttl, drift, end, why)
+            return reason
+
+    async def release_lease(self, state: LeaseState, key: Encodable) -> None:
+        """Release a lease on every master, once, after an extension that is under way; errors are logged."""
+        if not self._engine():
+            if state.begin_release():
+                await self._to_the_end(self._release_by_clients(state, key))
+            return
+        with self._timed():
+            said = await self._manager._run(Operation.release_lease(state))  # noqa: SLF001
+        if said is not None:
+            log_failures(self.counters.failing_releases, self._resources, self._manager._names(), said)  # noqa: SLF001
+
+    async def _release_by_clients(self, state: LeaseState, key: Encodable) -> None:
+        async with self._turn:
+            said = await self.release_all(key)
+        state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it, also when the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return await asyncio.shield(task)
+
+    def _engine(self) -> Engine | None:
+        return self._manager._engine  # noqa: SLF001
 
     def begin_release(self, key: Encodable) -> None:
         """Send a release to the masters that are connected, for a caller that cannot wait for their answers."""
@@ -145,7 +203,11 @@ async def acquire(manager: AsyncRedlock, resource: Resource, ttl: int, pace: Pac
         held = operations.decided(resource, outcome, pace, now() - start)
     lease = AsyncLease(operations, resource, ttl, held, keeping.on_lost)
     if keeping.auto_extend:
-        lease._watch(keeping.max_hold)  # noqa: SLF001
+        try:
+            lease._keep(keeping.max_hold)  # noqa: SLF001
+        except BaseException:
+            await lease.release()
+            raise
     return lease
 
 

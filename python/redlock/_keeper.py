@@ -1,140 +1,92 @@
-"""The thread that extends the leases of one manager while their holders work.
+"""What a thread of Python's has to do for leases that the engine renews: tell of a loss, and log.
 
 A signal handler may raise between any two steps of the thread that calls, and may call itself. So callers take no lock
-that the keeper takes, too: they hand over work by single calls into C, which are done or not done.
+that the keeper takes, too.
 """
 
 from __future__ import annotations
 
 import _thread
-import contextlib
+import itertools
 import threading
-import weakref
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from redlock._connections import logger
-from redlock._redlock import now
+from redlock._redlock import Events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
-
-    from redlock._lease import Lease, Upkeep
-    from redlock._leasing import Operations
+    from redlock._lease import LeaseBase
 
 # Seconds after which deadlines are looked at again: while the machine is suspended, what is waited stands still.
 LONGEST_WAIT = 1.0
 
 
-class Kept(weakref.ref["Lease"]):
-    """What the keeper knows of a lease: no more than a weak reference, so that it ends with its holder.
-
-    Attributes:
-        is_over: whether nothing of it is left at the masters.
-        is_owed: whether its holder was kept from releasing it, and the keeper has to.
-    """
-
-    __slots__ = ("_key", "_operations", "is_over", "is_owed", "upkeep")
-
-    is_over: bool
-    is_owed: bool
-    upkeep: Upkeep
-
-    def __eq__(self, other: object) -> bool:
-        """Each is itself, also when the lease is gone."""
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __new__(cls, lease: Lease, tell: Callable[[Kept], object], _operations: Operations, _upkeep: Upkeep) -> Self:
-        """A reference whose loss is told to ``tell``."""
-        return super().__new__(cls, lease, tell)
-
-    def __init__(self, lease: Lease, tell: Callable[[Kept], object], operations: Operations, upkeep: Upkeep) -> None:
-        super().__init__(lease, tell)  # type: ignore[call-arg]
-        self._operations, self._key, self.upkeep = operations, lease.key, upkeep
-        self.is_over = self.is_owed = False
-
-    def give_back(self) -> None:
-        """Release it at the masters, now that its holder has dropped it."""
-        if not self.is_over:
-            self.is_over = True
-            self._operations.release(self._key)
-            self._operations.counters.ended(lost=False)
-
-
 class Keeper:
-    """Extends leases as their plans say, by one thread that is there only while there are any.
+    """Keeps the leases of one manager, by one thread that is there only while there are any.
 
-    Of one process: a forked child makes its own.
+    The engine renews them without the interpreter; this is what it tells of a loss. It keeps no lease alive. Of one
+    process: a forked child makes its own.
     """
 
     def __init__(self) -> None:
-        self._news: SimpleQueue[Kept] = SimpleQueue()  # leases to look at: new, released, dropped
-        self._kept: set[Kept] = set()  # the thread's own
+        self._events = Events()
+        self._kept: dict[int, ref[LeaseBase]] = {}
+        self._numbers = itertools.count()
         self._at_work = threading.Lock()  # held by the thread, and taken by no other
 
-    def kept(self, lease: Lease, operations: Operations, upkeep: Upkeep) -> Kept:
-        """What is to be known of a lease in order to keep it."""
-        return Kept(lease, self._news.put, operations, upkeep)
+    def keep(self, lease: LeaseBase, max_hold: float | None) -> Callable[[], object]:
+        """Have a lease renewed until it ends or nothing refers to it any more.
 
-    def look_at(self, kept: Kept) -> None:
-        """Extend a lease from now on, until it is over or nothing refers to it; or see what has become of it.
+        Args:
+            lease: that was just granted.
+            max_hold: seconds after which it ends; ``None``: no bound.
+
+        Returns:
+            What is to be called when it has ended.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        self._news.put(kept)
-        if not self._at_work.locked():
-            start_thread(self._run, "redlock-keeper")
+        number, kept = next(self._numbers), self._kept
+
+        def forget(_: object = None) -> None:
+            kept.pop(number, None)
+
+        kept[number] = ref(lease, forget)
+        try:
+            if not self._at_work.locked():
+                start_thread(self._run, "redlock-keeper")
+            lease._state.keep(self._events, number, max_hold)  # noqa: SLF001 - its other half
+        except BaseException:
+            forget()
+            raise
+        return forget
 
     def _run(self) -> None:
         while self._at_work.acquire(blocking=False):  # or there is a thread already
             try:
-                self._attend()
+                while self._kept:
+                    self._attend()
             finally:
                 self._at_work.release()
-            if self._news.empty():  # what has come since would have found us at work
+            if not self._kept:  # what has come since would have found us at work
                 return
 
     def _attend(self) -> None:
-        """Work until there is no lease left."""
-        while (pause := self._tend()) is not None or not self._news.empty():
-            with contextlib.suppress(Empty):
-                self._take_up(self._news.get(timeout=min(pause or 0.0, LONGEST_WAIT)))
-
-    def _tend(self) -> float | None:
-        """Do what is due first, if anything is; the seconds until something is, ``None`` for never."""
-        if not self._kept:
-            return None
-        at = now()
-        first = min(self._kept, key=_lost_at)  # to tell a holder in time goes before everything else
-        kept = first if _lost_at(first) <= at else min(self._kept, key=_due)
-        if (pause := _due(kept) - at) > 0:
-            return pause
-        lease = kept()
-        if lease is None or not lease._tend(_lost_at(first)):  # noqa: SLF001 - its other half
-            self._kept.discard(kept)
-        return 0.0
-
-    def _take_up(self, kept: Kept) -> None:
-        lease = kept()
-        try:
-            if lease is None:
-                self._kept.discard(kept)
-                kept.give_back()
-            elif kept.is_owed:
-                self._kept.discard(kept)
-                lease._finish_in_turn()  # noqa: SLF001 - its other half
-            elif kept.is_over:
-                self._kept.discard(kept)
-            else:
-                self._kept.add(kept)
-        except Exception:  # noqa: BLE001 - there are other leases
-            logger.exception("Error releasing what %r refers to", kept)
+        news = self._events.wait(LONGEST_WAIT)
+        # To tell a holder in time goes before everything else.
+        for number, what, ttl in sorted(news, key=lambda each: each[1] != "lost"):
+            known = self._kept.get(number)
+            lease = known() if known else None
+            if lease is not None:
+                try:
+                    lease._on_event(what, ttl)  # noqa: SLF001 - its other half
+                except BaseException:  # noqa: BLE001 - there are other leases
+                    logger.exception("Error keeping %r", lease)
+            del lease  # or the next wait would keep it alive
 
 
 def start_thread(target: Callable[[], object], name: str) -> None:
@@ -154,11 +106,3 @@ def _begin(target: Callable[[], object], name: str) -> None:
         threading.Thread(target=target, name=name, daemon=True).start()
     except RuntimeError:  # that was the last one there was
         target()
-
-
-def _due(kept: Kept) -> float:
-    return kept.upkeep.due
-
-
-def _lost_at(kept: Kept) -> float:
-    return kept.upkeep.lost_at

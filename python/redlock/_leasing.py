@@ -5,27 +5,37 @@ Imported when the first lease is asked for: it needs threads, which ``import red
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
-import os
+import threading
+import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redlock import _outcomes
 from redlock._arguments import encode
-from redlock._keeper import Keeper
+from redlock._failures import log_failures
 from redlock._lease import Lease
 from redlock._lock import Lock, LockLost
 from redlock._objects import attempts
-from redlock._redlock import Held, Operation, Vote, now
+from redlock._redlock import Held, Operation, Vote, finish, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from redlock._manager import Redlock
-    from redlock._redlock import Engine
-    from redlock._types import Encodable, HeldLike, Resource, SupportsUnlock
+    from redlock._redlock import Engine, LeaseState
+    from redlock._types import Encodable, HeldLike, Reason, Resource, SupportsUnlock
+
+T = TypeVar("T")
+
+TICK = 0.002  # seconds between looks at whether it is one's turn; an extension takes a round trip
+
+
+# Leases that are still renewed when the interpreter ends are released. It does not wait for long.
+atexit.register(finish, 0.1)
 
 
 class Operations(Terms["Redlock"]):
@@ -38,12 +48,7 @@ class Operations(Terms["Redlock"]):
     def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
         super().__init__(manager, resources)
         self.taken: list[Held | list[Vote]] = []
-
-    @property
-    def keeper(self) -> Keeper:
-        """The manager's in this process: a forked child has no threads of its parent."""
-        keepers: dict[int, Keeper] = vars(self._manager).setdefault("_keepers", {})
-        return keepers.get(os.getpid()) or keepers.setdefault(os.getpid(), Keeper())
+        self._turns = Turns()
 
     # -- what asks the masters ----------------------------------------------------------------------------------------
 
@@ -106,15 +111,90 @@ class Operations(Terms["Redlock"]):
         self.counters.extended += not isinstance(outcome, list)
         return outcome
 
-    def release(self, key: Encodable) -> bool:
-        """Release on every master; errors are logged.
+    def extend_lease(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
+        """Extend a lease, when no other thread extends or releases it.
+
+        Args:
+            state: of the lease.
+            key: of the lease.
+            ttl: milliseconds.
 
         Returns:
-            Whether so many may have had it that it was held.
+            Why it could not be extended.
         """
+        engine = self._engine()
+        if engine:
+            return engine.run(Operation.extend_lease(state, ttl, self._drift(ttl)))
+        return self._turns.take(lambda: self._extend_by_clients(state, key, ttl))
+
+    def renew_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> None:
+        """Extend a lease, since it is time to, unless another thread extends or releases it."""
+        self._turns.take(lambda: self._extend_by_clients(state, key, ttl))
+
+    def _extend_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
+        drift = self._drift(ttl)
+        if reason := state.begin_extension(ttl, drift):
+            return reason
+        end: float | None = None
+        why: Reason = "unavailable"
+        try:
+            outcome = self.extend(key, ttl, None)
+            if isinstance(outcome, list):
+                why = _outcomes.why_not_extended(outcome, self.quorum)
+            else:
+                end = outcome.expires_at
+        finally:
+            reason = state.end_extension(ttl, drift, end, why)
+        return reason
+
+    def release_lease(self, state: LeaseState, key: Encodable) -> None:
+        """Release a lease on every master, once, after an extension that is under way; errors are logged."""
+        engine = self._engine()
+        if engine is None:
+            self._turns.take(lambda: self._release_by_clients(state, key))
+            return
         with self._timed():
-            said = self._manager._release_all(self._resources, key)  # noqa: SLF001
-        return said.count(Vote.ABSENT) <= len(said) - self.quorum
+            said = engine.run(Operation.release_lease(state))
+        if said is not None:
+            manager = self._manager
+            log_failures(self.counters.failing_releases, self._resources, manager._names(), said)  # noqa: SLF001
+
+    def _release_by_clients(self, state: LeaseState, key: Encodable) -> None:
+        if state.begin_release():
+            with self._timed():
+                said = self._manager._release_all(self._resources, key)  # noqa: SLF001
+            state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
+
+    def give_back(self, key: Encodable) -> None:
+        """Release what was taken for a lease that was not made."""
+        self._manager._release_all(self._resources, key)  # noqa: SLF001
+
+    def _engine(self) -> Engine | None:
+        return self._manager._engine()  # noqa: SLF001
+
+
+class Turns:
+    """One thread at a time.
+
+    Not by a lock: a signal handler may call this while its own thread is in here, and may raise at any moment. To come
+    and to go are single steps, so that no exception leaves a thread in here.
+    """
+
+    def __init__(self) -> None:
+        self._turns: dict[int, None] = {}
+
+    def take(self, work: Callable[[], T]) -> T:
+        """Do something when no other thread does so: the threads come in the order in which they asked."""
+        me = threading.get_ident()
+        is_nested = me in self._turns
+        try:
+            self._turns.setdefault(me)
+            while [*self._turns][0] != me:  # noqa: RUF015 - in one step: others come and go
+                time.sleep(TICK)
+            return work()
+        finally:
+            if not is_nested:
+                self._turns.pop(me, None)
 
 
 def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:
@@ -131,7 +211,7 @@ def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping:
         held = operations.decided(resource, outcome, pace, now() - start)
         leases.append(Lease(operations, resource, ttl, held, keeping.on_lost))
         if keeping.auto_extend:
-            leases[0]._start_keeping(keeping.max_hold)  # noqa: SLF001
+            leases[0]._keep(keeping.max_hold)  # noqa: SLF001
         return leases[0]
     except BaseException:
         _undo(operations, leases)
@@ -145,7 +225,7 @@ def _undo(operations: Operations, leases: list[Lease]) -> None:
     if not leases:
         for taken in operations.taken:
             if isinstance(taken, Held):
-                operations.release(taken.key)
+                operations.give_back(taken.key)
 
 
 def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:

@@ -296,7 +296,7 @@ class Redlock:
 
         engine = self._engine()
         health = engine.health() if engine else _objects.health(self)
-        return _stats.snapshot(self._count(), zip(self._names(), health, strict=False))
+        return _stats.snapshot(self._count(), engine, zip(self._names(), health, strict=False))
 
     # -- what callers override -----------------------------------------------------------------------------------------
 

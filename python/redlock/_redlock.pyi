@@ -1,4 +1,4 @@
-"""The Rust engine: one session per caller, decided at quorum, no threads.
+"""The Rust engine: one session per caller, decided at quorum; and one thread that renews leases, while there are any.
 
 Private: the public names are in :mod:`redlock`. Times are milliseconds where the name says ``_ms``, seconds elsewhere.
 """
@@ -6,9 +6,21 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, final
 
-from redlock._types import Sighting
+from redlock._types import Reason, Sighting
 
-__all__ = ["Endpoint", "Engine", "Held", "LoopSession", "Operation", "Vote", "__version__", "now"]
+__all__ = [
+    "Endpoint",
+    "Engine",
+    "Events",
+    "Held",
+    "LeaseState",
+    "LoopSession",
+    "Operation",
+    "Vote",
+    "__version__",
+    "finish",
+    "now",
+]
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -104,6 +116,15 @@ class Engine:
         Returns:
             Per master what it last failed with (``None`` if it has mended since, or never failed), how often it
             answered with an error or could not be reached, and how often it kept silent.
+        """
+
+    def renewals(self) -> tuple[int, int, list[int], float]:
+        """What became of this engine's leases.
+
+        Returns:
+            How often one was extended; how many were given back since nothing referred to them any more; in how many
+            seconds the masters answered an extension: how often as long as each bucket of ``_counters.BOUNDS`` says,
+            and in all.
         """
 
     def loop_session(self) -> LoopSession:
@@ -235,6 +256,135 @@ class Operation(Generic[_T_co]):
     def rounds(self) -> int:
         """How often the masters were asked for the lock, in all its runs so far; 0 for what is no acquire."""
 
+    @staticmethod
+    def release_lease(lease: LeaseState) -> Operation[list[Vote] | None]:
+        """Release a lease on every master, once, after an extension that is under way.
+
+        Returns:
+            As :meth:`release`; ``None`` if it was released before.
+        """
+
+    @staticmethod
+    def extend_lease(lease: LeaseState, ttl_ms: int, drift_ms: int) -> Operation[Reason | None]:
+        """Extend a lease, when nothing else extends or releases it.
+
+        Args:
+            lease: which.
+            ttl_ms: how long the masters are to keep it from now on.
+            drift_ms: how far apart the clocks may run in that time.
+
+        Returns:
+            Why it was not extended, if it was not.
+        """
+
+@final
+class LeaseState:
+    """A lease: how long it can be relied on, and how it ended. It belongs to the process that made it.
+
+    One that is renewed is released when this object ends.
+
+    Args:
+        engine: whose masters have it; ``None`` where clients' own methods are called.
+        resources: the names.
+        key: the proof of ownership.
+        quorum: how many masters must agree.
+        ttl_ms: how long the masters keep it.
+        drift_ms: how far apart the clocks may run in that time.
+        expires_at: on :func:`now`.
+        unlock_script: replaces the release script.
+    """
+
+    def __new__(
+        cls,
+        engine: Engine | None,
+        resources: Sequence[bytes],
+        key: bytes,
+        quorum: int,
+        ttl_ms: int,
+        drift_ms: int,
+        expires_at: float,
+        unlock_script: str | None = None,
+    ) -> LeaseState: ...
+    @property
+    def remaining_ms(self) -> int:
+        """How long it can still be relied on."""
+
+    @property
+    def why_not(self) -> Reason | None:
+        """Why it cannot be relied on; ``None`` while it can."""
+
+    @property
+    def ttl_ms(self) -> int:
+        """The TTL that was set last."""
+
+    @property
+    def validity_ms(self) -> int:
+        """How long it could be relied on when it was granted or last extended."""
+
+    @property
+    def expires_at(self) -> float:
+        """When that ends, on :func:`now`."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it was found to be lost, and its holder is to be told."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is renewed."""
+
+    @property
+    def released_in_time(self) -> bool | None:
+        """Whether it could still be relied on when it was released; ``None`` before."""
+
+    def keep(self, events: Events, number: int, max_hold: float | None) -> None:
+        """Renew it from now on, without the interpreter, in the one thread that does so for this process.
+
+        Args:
+            events: is told by this number what becomes of it.
+            number: of the lease.
+            max_hold: seconds after which it ends; ``None``: no bound.
+
+        Raises:
+            RuntimeError: the thread cannot be started.
+        """
+
+    def lose(self, reason: Reason) -> bool:
+        """It is lost. Returns whether that is new."""
+
+    def begin_extension(self, ttl_ms: int, drift_ms: int) -> Reason | None:
+        """Clients' own methods are about to extend it. Returns why they must not."""
+
+    def end_extension(
+        self, ttl_ms: int, drift_ms: int, expires_at: float | None, reason: Reason | None
+    ) -> Reason | None:
+        """They have done so until ``expires_at``, or they have not for this reason. Returns why it was not extended."""
+
+    def begin_release(self) -> bool:
+        """Clients' own methods are about to release it. Returns whether that is to be done: once."""
+
+    def end_release(self, was_held: bool) -> None:
+        """They have done so: whether a quorum had it until then."""
+
+    def release_later(self) -> None:
+        """Have it released by the thread that renews leases, if it was not released yet."""
+
+@final
+class Events:
+    """What becomes of leases that are renewed, for one thread of Python's."""
+
+    def __new__(cls) -> Events: ...
+    def wait(self, seconds: float) -> list[tuple[int, str, int]]:
+        """Wait for news, other Python threads going on meanwhile.
+
+        Args:
+            seconds: to wait at most.
+
+        Returns:
+            The number of each lease; ``"lost"``, ``"renew"`` (by its clients' methods), ``"give back"`` (by the same)
+            or ``"news"`` (there is something to log); and the TTL of a renewal in milliseconds.
+        """
+
 @final
 class Vote:
     """What one master said: a vote, an answer to a release or an extension, or how it failed.
@@ -296,6 +446,9 @@ class Held:
     @property
     def votes(self) -> list[Vote]:
         """What each master had said when a quorum was reached."""
+
+def finish(seconds: float) -> None:
+    """Release the leases that are renewed, since the process ends; wait for that, but no longer than this."""
 
 def now() -> float:
     """Seconds on a clock that nobody can set and that goes on while the machine is suspended."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redlock._counters import Counters, Times
+    from redlock._redlock import Engine
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,31 @@ class Stats:
     masters: tuple[MasterStats, ...]
 
 
-def snapshot(counters: Counters, masters: Iterable[tuple[str, tuple[str | None, int, int]]]) -> Stats:
+def snapshot(
+    counters: Counters, engine: Engine | None, masters: Iterable[tuple[str, tuple[str | None, int, int]]]
+) -> Stats:
     """The present counts.
 
     Args:
         counters: of the manager.
+        engine: of the manager, if it has one.
         masters: each one's name, and its failure, errors and timeouts.
     """
+    extended, given_back, counts, seconds = engine.renewals() if engine else (0, 0, [0] * (len(BOUNDS) + 1), 0.0)
+    asked = counters.round_trip
+    round_trip = Histogram(BOUNDS, tuple(map(sum, zip(asked.counts, counts, strict=True))), asked.sum + seconds)
     return Stats(
         acquired=counters.acquired,
         contended=counters.contended,
         unavailable=counters.unavailable,
-        extended=counters.extended,
+        extended=counters.extended + extended,
         lost=counters.lost,
-        released=counters.released,
+        released=counters.released + given_back,
         held=counters.held,
         fenced=counters.fenced,
         fenced_at_once=counters.fenced_at_once,
         wait=_histogram(counters.wait),
-        round_trip=_histogram(counters.round_trip),
+        round_trip=round_trip,
         masters=tuple(MasterStats(name, *health) for name, health in masters),
     )
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
+from redlock._keeper import Keeper
 from redlock._lock import LockContended
 from redlock._outcomes import refusal
-from redlock._redlock import Held, now
+from redlock._redlock import Held, LeaseState, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redlock._counters import Counters
-    from redlock._redlock import Vote
+    from redlock._redlock import Engine, Vote
     from redlock._types import Encodable, HeldLike, Manager, Resource
 
 M = TypeVar("M", bound="Manager")
@@ -143,9 +145,28 @@ class Terms(Generic[M]):
             raise ValueError(message)
         return ttl
 
-    def relied_on(self, ttl: int) -> float:
-        """For how many seconds a lock can be relied on from the moment at which ``ttl`` was asked for."""
-        return (ttl - self._drift(ttl)) / 1000
+    def state(self, held: HeldLike, ttl: int) -> LeaseState:
+        """The state of a lease that was just granted."""
+        engine = self._engine()
+        if engine is None:  # clients' own methods are called: for any names and keys
+            return LeaseState(None, [b""], b"", self.quorum, ttl, self._drift(ttl), held.expires_at)
+        terms = encode("key", held.key), self.quorum, ttl, self._drift(ttl), held.expires_at
+        return LeaseState(engine, self._names(), *terms, self._manager._script())  # noqa: SLF001
+
+    @property
+    def keeper(self) -> Keeper:
+        """The manager's in this process: a forked child has no threads of its parent."""
+        keepers: dict[int, Keeper] = vars(self._manager).setdefault("_keepers", {})
+        return keepers.get(os.getpid()) or keepers.setdefault(os.getpid(), Keeper())
+
+    def write_log(self) -> None:
+        """Log what was noticed of the masters."""
+        if engine := self._engine():
+            engine.write_log()
+
+    def _engine(self) -> Engine | None:
+        """What asks the masters; ``None`` where clients' own methods are called."""
+        raise NotImplementedError
 
     def _drift(self, ttl: int) -> int:
         return drift_ms(ttl, self._manager.clock_drift_factor)

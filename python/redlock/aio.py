@@ -282,7 +282,7 @@ class AsyncRedlock:
     def stats(self) -> Stats:
         """What this manager has done so far, and how its masters fare."""
         health = self._engine.health() if self._engine else self._clients.health() if self._clients else []
-        return snapshot(self._counters, zip(self._names(), health, strict=True))
+        return snapshot(self._counters, self._engine, zip(self._names(), health, strict=True))
 
     # -- what its leases need ------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 //! Setting the TTL of a lock anew: never a key that is gone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::{BoxFuture, join_all, select};
 use futures_util::stream::FuturesUnordered;
@@ -10,6 +11,7 @@ use crate::clock::Instant;
 use crate::engine::release::compare_and;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
+use crate::lease::Reason;
 use crate::master::Master;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
@@ -30,6 +32,8 @@ pub struct Request {
     /// Until when the lock is known to be ours: an extension that is not granted by then fails, and until then masters
     /// that have forgotten the lock are told again.
     pub valid_until: Option<Instant>,
+    /// The lock is being released: no master is asked any more, and none is given the lock again.
+    pub is_given_back: Arc<AtomicBool>,
 }
 
 /// What one master said to an extension.
@@ -73,6 +77,19 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     Ok(Extended { validity_ms, expires_at, claim: Arc::clone(&request.claim), answers })
 }
 
+/// Why the masters did not extend a lock. [`Reason::TakenOver`] and [`Reason::Expired`] are final: fewer masters than a
+/// quorum still have it. After [`Reason::Unavailable`] they may have it.
+#[must_use]
+pub fn why_not(answers: &[Answer], quorum: usize) -> Reason {
+    let count = |wanted: Extension| answers.iter().filter(|answer| **answer == Ok(wanted)).count();
+    let (taken, absent) = (count(Extension::Taken), count(Extension::Absent));
+    match (taken, absent) {
+        _ if taken + absent + quorum <= answers.len() => Reason::Unavailable,
+        (0, _) => Reason::Expired,
+        _ => Reason::TakenOver,
+    }
+}
+
 /// The answers of all masters, as they come in.
 struct Poll {
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
@@ -87,9 +104,9 @@ impl Poll {
         let awaited = masters.awaited(request.quorum);
         let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
-            let handle = masters.handle().clone();
+            let (handle, is_given_back) = (masters.handle().clone(), Arc::clone(&request.is_given_back));
             // A later extension may have set a longer TTL since, over another connection.
-            let wanted = move || handle.now() < deadline;
+            let wanted = move || handle.now() < deadline && !is_given_back.load(Ordering::Relaxed);
             ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))
                 .boxed()
@@ -182,7 +199,8 @@ async fn retake(masters: &Masters, request: &Request, expires_at: Instant, answe
 }
 
 async fn give(master: &Master, masters: &Masters, request: &Request, until: Option<Instant>) {
-    let is_ours = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
+    let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
+    let is_ours = || is_valid() && !request.is_given_back.load(Ordering::Relaxed);
     let give = |resource| async move {
         let set = script::set(resource, &request.claim.key, request.ttl_ms);
         let exchange = |link: Link| {

@@ -6,6 +6,7 @@ pub mod extend;
 mod fence;
 pub mod inspect;
 pub mod release;
+pub mod renew;
 mod waiting;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use crate::master::endpoint::Endpoint;
 use crate::master::health::Health;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Verdict};
-use crate::runtime::{Effects, Executor, Handle, Wait, locked};
+use crate::runtime::{Alarm, Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
 /// The masters of one session.
@@ -178,6 +179,11 @@ impl Session {
         let (done, result) = oneshot::channel();
         self.spawn(|masters| operation(masters).map(|value| _ = done.send(value)));
         result
+    }
+
+    /// From now on, what another thread wakes ends the wait of the host, too, by `alarm`.
+    pub fn let_others_wake(&self, alarm: Alarm) {
+        self.masters.handle.let_others_wake(Some(alarm));
     }
 
     /// Let everything that can go on go on, until all is waiting.

@@ -82,9 +82,16 @@ fn wait_once<E>(session: &Session, wait: &mut impl FnMut(&[Arc<Source>], Duratio
 
 /// Wait by `poll(2)`; whether a source became ready. A signal ends the wait with [`Errno::INTR`].
 pub fn poll(sources: &[Arc<Source>], timeout: Duration) -> Result<bool, Errno> {
+    poll_then(sources, timeout, || ())
+}
+
+/// The same; `woke` is called when the wait is over, before the sources are told.
+pub(super) fn poll_then(sources: &[Arc<Source>], timeout: Duration, woke: impl FnOnce()) -> Result<bool, Errno> {
     let mut fds: Vec<PollFd<'_>> = sources.iter().map(|source| PollFd::new(&**source, interest(source))).collect();
     let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    let ready = rustix::event::poll(&mut fds, Some(&timeout))? > 0;
+    let ready = rustix::event::poll(&mut fds, Some(&timeout));
+    woke();
+    let ready = ready? > 0;
     let broken = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
     for (source, fd) in sources.iter().zip(&fds) {
         let events = fd.revents();

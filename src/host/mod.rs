@@ -1,6 +1,7 @@
 //! Who waits. Everything that blocks, sleeps or starts a thread is in here.
 
 pub mod blocking;
+pub mod driver;
 pub mod pool;
 mod resolve;
 
@@ -16,7 +17,7 @@ use rand::rngs::SysRng;
 use crate::clock::{self, BootClock, Clock, Instant};
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::socket::{self, Unreached};
-use crate::runtime::{Effects, Handle, Stream};
+use crate::runtime::{self, Alarm, Effects, Handle, Stream};
 
 /// The real world: the machine's clock, its random numbers, its sockets. Clones share what they know of addresses.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +43,12 @@ impl Effects for System {
 
     fn since_epoch(&self) -> Duration {
         clock::since_epoch()
+    }
+
+    fn alarm(&self, handle: &Handle) -> Option<Alarm> {
+        let (bell, rung) = runtime::bell(handle).ok()?;
+        handle.spawn(rung.listen());
+        Some(Arc::new(move || bell.ring()))
     }
 
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

@@ -26,6 +26,37 @@ pub struct Pool {
     first: Arc<InProcess>,
 }
 
+/// The sessions of one manager in one process, for the [`driver`](super::driver).
+#[derive(Debug, Clone)]
+pub(super) struct Home(Arc<InProcess>);
+
+impl Home {
+    /// A session of the driver's own.
+    pub(super) fn new_session(&self) -> Session {
+        self.0.new_session()
+    }
+
+    /// A session for a release: the one that still waits for an answer about `key`, if that is to be had.
+    pub(super) fn lend(&self, key: &[u8]) -> Session {
+        self.0.take(Some(key), Duration::ZERO).0.unwrap_or_else(|| self.new_session())
+    }
+
+    /// The session is not used any more for now.
+    pub(super) fn take_back(&self, session: Session) {
+        self.0.take_back(session);
+    }
+
+    /// Whether there is something to log.
+    pub(super) fn has_news(&self) -> bool {
+        self.0.journal.has_news()
+    }
+
+    /// Whether both are of the same manager.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// The sessions of one process. A forked child must not touch those of its parent: it takes the next link of this
 /// chain, so that no lock that another thread held at the fork is ever waited for.
 #[derive(Debug)]
@@ -49,6 +80,13 @@ struct Sessions {
     owed: Vec<(Vec<u8>, ThreadId)>,
 }
 
+/// Of no masters: for leases that only clients' own methods can extend.
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new(Vec::new(), Guards::default())
+    }
+}
+
 impl Pool {
     /// A pool without sessions.
     #[must_use]
@@ -69,14 +107,14 @@ impl Pool {
         if getpid() != home.pid {
             return result; // in a child that was forked meanwhile: not even the mutex is its own
         }
-        session.leave();
-        let mut sessions = locked(&home.sessions);
-        if sessions.idle.len() < MOST_IDLE {
-            sessions.idle.push(session);
-        }
-        drop(sessions);
+        home.take_back(session);
         drop(debt);
         result
+    }
+
+    /// The sessions in this process.
+    pub(super) fn home(&self) -> Home {
+        Home(Arc::clone(self.current()))
     }
 
     /// A session that is the caller's alone, for as long as it likes.
@@ -212,6 +250,14 @@ impl InProcess {
         drop(sessions);
         catch_up(&mut session);
         (Some(session), debt)
+    }
+
+    fn take_back(&self, session: Session) {
+        session.leave();
+        let mut sessions = locked(&self.sessions);
+        if sessions.idle.len() < MOST_IDLE {
+            sessions.idle.push(session);
+        }
     }
 
     fn new_session(&self) -> Session {

@@ -14,6 +14,7 @@ use crate::master::guard::Guards;
 use crate::master::health::Summary;
 use crate::python::endpoint::Endpoint;
 use crate::python::event_loop::LoopSession;
+use crate::python::lease::{LeaseState, Renewals};
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
 use crate::python::waiting::{self, Caller};
@@ -22,7 +23,8 @@ use crate::quorum::MAX_PATIENCE;
 /// Sessions to N masters, and the operations over them.
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct Engine {
-    pool: Pool,
+    pool: Arc<Pool>,
+    renewals: Arc<Renewals>,
     log: Py<PyAny>,
 }
 
@@ -42,13 +44,14 @@ impl Engine {
         }
         let guards = Guards::new(restart_guard_ms.is_some(), clock_guard, restart_guard_ms.unwrap_or_default());
         let endpoints = endpoints.iter().map(|endpoint| Arc::clone(&endpoint.0)).collect();
-        Ok(Self { pool: Pool::new(endpoints, guards), log })
+        Ok(Self { pool: Arc::new(Pool::new(endpoints, guards)), renewals: Arc::default(), log })
     }
 
     /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
     /// raised, and when nothing is left of it.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
         let caller = Caller::here(py)?;
+        let _at_work = operation.lease().map(LeaseState::work);
         let (outcome, reason) = self.perform(py, operation, caller)?;
         // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
         let reason = reason.or_else(|| caller.check(py).err());
@@ -71,6 +74,12 @@ impl Engine {
         let facts =
             |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
         self.pool.summaries().into_iter().map(facts).collect()
+    }
+
+    /// How many leases were extended, how many were given back since no holder referred to them, and how long the masters
+    /// took to answer: how often as long as each bucket says, and in all.
+    fn renewals(&self) -> (u64, u64, Vec<u64>, f64) {
+        self.renewals.read()
     }
 
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
@@ -117,6 +126,11 @@ impl Engine {
         };
         let logged = self.write_log(py);
         Ok((outcome, reason.or(logged.err())))
+    }
+
+    /// What leases need of it.
+    pub(super) fn shared(&self) -> (Arc<Pool>, Arc<Renewals>) {
+        (Arc::clone(&self.pool), Arc::clone(&self.renewals))
     }
 
     /// Whether there is something to log.

@@ -4,6 +4,7 @@ mod credentials;
 mod endpoint;
 mod engine;
 mod event_loop;
+mod lease;
 mod operation;
 mod outcome;
 mod waiting;
@@ -20,6 +21,8 @@ mod _redlock {
     use super::engine::Engine;
     #[pymodule_export]
     use super::event_loop::LoopSession;
+    #[pymodule_export]
+    use super::lease::{Events, LeaseState, finish};
     #[pymodule_export]
     use super::operation::Operation;
     #[pymodule_export]

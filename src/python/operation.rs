@@ -13,18 +13,23 @@ use crate::engine::acquire::{self, Cancel, acquire};
 use crate::engine::extend::{self, extend};
 use crate::engine::inspect::inspect;
 use crate::engine::release::release;
+use crate::engine::renew::{SharedLease, Waits, extend_lease, release_lease};
+use crate::lease::Ttl;
+use crate::python::lease::LeaseState;
 use crate::python::outcome::Outcome;
 use crate::script::{Claim, UnlockScript};
 
 /// What to do, as often as it is run.
 #[pyclass(frozen, module = "redlock._redlock")]
-pub(super) struct Operation(Kind);
+pub(super) struct Operation(Kind, Option<Py<LeaseState>>);
 
 #[derive(Clone)]
 enum Kind {
     Acquire(Arc<acquire::Request>),
     Release(Arc<Claim>),
     Extend(Arc<extend::Request>),
+    ReleaseLease(Arc<SharedLease>, Waits),
+    ExtendLease(Arc<SharedLease>, Waits, Ttl),
     Inspect(Arc<Vec<u8>>),
 }
 
@@ -46,7 +51,7 @@ impl Operation {
         key: Option<Vec<u8>>,
         fencing: bool,
     ) -> PyResult<Self> {
-        Ok(Self(Kind::Acquire(Arc::new(acquire::Request {
+        let request = acquire::Request {
             resources: some(resources)?,
             ttl_ms,
             drift_ms,
@@ -58,14 +63,15 @@ impl Operation {
             key,
             fencing,
             rounds: Arc::default(),
-        }))))
+        };
+        Ok(Self(Kind::Acquire(Arc::new(request)), None))
     }
 
     #[staticmethod]
     #[pyo3(signature = (resources, key, unlock_script = None))]
     fn release(resources: Vec<Vec<u8>>, key: Vec<u8>, unlock_script: Option<&str>) -> PyResult<Self> {
         let script = script(unlock_script);
-        Ok(Self(Kind::Release(Arc::new(Claim { resources: some(resources)?, key, script }))))
+        Ok(Self::release_of(Arc::new(Claim { resources: some(resources)?, key, script })))
     }
 
     #[staticmethod]
@@ -80,19 +86,32 @@ impl Operation {
     ) -> PyResult<Self> {
         let claim = Arc::new(Claim { resources: some(resources)?, key, script: script(None) });
         let valid_until = valid_until.map(|until| seconds("valid_until", until)).transpose()?.map(Instant::from_zero);
-        Ok(Self(Kind::Extend(Arc::new(extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until }))))
+        let request = extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back: Arc::default() };
+        Ok(Self(Kind::Extend(Arc::new(request)), None))
+    }
+
+    #[staticmethod]
+    fn release_lease(lease: &Bound<'_, LeaseState>) -> Self {
+        let state = lease.get();
+        Self(Kind::ReleaseLease(Arc::clone(state.lease()), state.waits()), Some(lease.clone().unbind()))
+    }
+
+    #[staticmethod]
+    fn extend_lease(lease: &Bound<'_, LeaseState>, ttl_ms: u64, drift_ms: u64) -> Self {
+        let (state, ttl) = (lease.get(), Ttl { ms: ttl_ms, drift_ms });
+        Self(Kind::ExtendLease(Arc::clone(state.lease()), state.waits(), ttl), Some(lease.clone().unbind()))
     }
 
     #[staticmethod]
     fn inspect(resource: Vec<u8>) -> Self {
-        Self(Kind::Inspect(Arc::new(resource)))
+        Self(Kind::Inspect(Arc::new(resource)), None)
     }
 
     #[getter]
     fn rounds(&self) -> u64 {
         match &self.0 {
             Kind::Acquire(request) => request.rounds.load(Ordering::Relaxed),
-            Kind::Release(_) | Kind::Extend(_) | Kind::Inspect(_) => 0,
+            _ => 0,
         }
     }
 
@@ -101,6 +120,8 @@ impl Operation {
             Kind::Acquire(request) => ("acquire", &request.resources[..]),
             Kind::Release(claim) => ("release", &claim.resources[..]),
             Kind::Extend(request) => ("extend", &request.claim.resources[..]),
+            Kind::ReleaseLease(lease, _) => ("release_lease", &lease.claim().resources[..]),
+            Kind::ExtendLease(lease, ..) => ("extend_lease", &lease.claim().resources[..]),
             Kind::Inspect(resource) => ("inspect", std::slice::from_ref(&**resource)),
         };
         let names: Vec<_> = resources.iter().map(|resource| resource.escape_ascii().to_string()).collect();
@@ -110,7 +131,7 @@ impl Operation {
 
 impl Operation {
     pub(super) fn release_of(claim: Arc<Claim>) -> Self {
-        Self(Kind::Release(claim))
+        Self(Kind::Release(claim), None)
     }
 
     /// The key this is about, if it is about a lock that was taken before.
@@ -118,8 +139,14 @@ impl Operation {
         match &self.0 {
             Kind::Release(claim) => Some(&claim.key),
             Kind::Extend(request) => Some(&request.claim.key),
+            Kind::ReleaseLease(lease, _) | Kind::ExtendLease(lease, ..) => Some(&lease.claim().key),
             Kind::Acquire(_) | Kind::Inspect(_) => None,
         }
+    }
+
+    /// The lease that it extends or releases.
+    pub(super) fn lease(&self) -> Option<&LeaseState> {
+        self.1.as_ref().map(Py::get)
     }
 
     /// Do it, once.
@@ -134,20 +161,26 @@ impl Operation {
                 Kind::Acquire(request) => Outcome::Acquired(acquire(&masters, &request, cancel).await),
                 Kind::Release(claim) => Outcome::Released(release(&masters, &claim).await),
                 Kind::Extend(request) => Outcome::Extended(extend(&masters, &request).await),
+                Kind::ReleaseLease(lease, waits) => {
+                    Outcome::LeaseReleased(release_lease(&masters, &lease, waits).await)
+                }
+                Kind::ExtendLease(lease, waits, ttl) => {
+                    Outcome::LeaseExtended(extend_lease(&masters, &lease, ttl, waits).await)
+                }
                 Kind::Inspect(resource) => Outcome::Inspected(inspect(&masters, &resource).await),
             }
         }
     }
 }
 
-fn some(resources: Vec<Vec<u8>>) -> PyResult<Vec<Vec<u8>>> {
+pub(super) fn some(resources: Vec<Vec<u8>>) -> PyResult<Vec<Vec<u8>>> {
     if resources.is_empty() {
         return Err(PyValueError::new_err("resources: expected at least one"));
     }
     Ok(resources)
 }
 
-fn script(text: Option<&str>) -> Arc<UnlockScript> {
+pub(super) fn script(text: Option<&str>) -> Arc<UnlockScript> {
     static STANDARD: LazyLock<Arc<UnlockScript>> = LazyLock::new(Arc::default);
     text.map_or_else(|| Arc::clone(&STANDARD), |text| Arc::new(UnlockScript::new(text)))
 }

@@ -12,6 +12,8 @@ use crate::engine::extend::{self, Extended};
 use crate::engine::inspect::Sighting;
 use crate::engine::release;
 use crate::error::Error;
+use crate::lease::Reason;
+use crate::python::lease::word;
 use crate::script::{Claim, Extension, Grant, Release};
 
 /// The result of any operation.
@@ -19,6 +21,10 @@ pub(super) enum Outcome {
     Acquired(Result<acquire::Held, Vec<acquire::Vote>>),
     Released(Vec<release::Answer>),
     Extended(Result<Extended, Vec<extend::Answer>>),
+    /// Why it was not extended, if it was not.
+    LeaseExtended(Result<(), Reason>),
+    /// What each master said, if it was not released before.
+    LeaseReleased(Option<Vec<release::Answer>>),
     Inspected(Vec<Sighting>),
 }
 
@@ -30,6 +36,8 @@ impl Outcome {
             Self::Released(answers) => Ok(PyList::new(py, all(&answers))?.into_any()),
             Self::Extended(Ok(extended)) => Held::from(extended).into_bound_py_any(py),
             Self::Extended(Err(answers)) => Ok(PyList::new(py, all(&answers))?.into_any()),
+            Self::LeaseExtended(result) => result.err().map(word).into_bound_py_any(py),
+            Self::LeaseReleased(answers) => answers.map(|answers| all(&answers)).into_bound_py_any(py),
             Self::Inspected(sightings) => Ok(PyList::new(py, sightings.into_iter().map(sighting))?.into_any()),
         }
     }

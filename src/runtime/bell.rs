@@ -24,6 +24,7 @@ pub struct Rung(Socket);
 pub fn bell(handle: &Handle) -> io::Result<(Bell, Rung)> {
     let (near, far) = UnixStream::pair()?;
     near.set_nonblocking(true)?;
+    far.set_nonblocking(true)?;
     Ok((Bell(Descriptor::new(far.into())), Rung(Socket::new(Source::new(near.into()), handle))))
 }
 
@@ -38,5 +39,11 @@ impl Rung {
     /// Wait until the bell has rung or is gone.
     pub async fn heard(mut self) {
         _ = self.0.read_u8().await;
+    }
+
+    /// Hear the bell ring, as often as it does, until it is gone.
+    pub async fn listen(mut self) {
+        let mut rings = [0; 64];
+        while self.0.read(&mut rings).await.is_ok_and(|count| count > 0) {}
     }
 }

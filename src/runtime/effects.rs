@@ -1,6 +1,7 @@
 //! Everything the engine wants from the outside world, so that a simulation can be the outside world.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -17,6 +18,9 @@ pub type Stream = Box<dyn ByteStream>;
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for S {}
 
+/// What ends the wait of a host.
+pub type Alarm = Arc<dyn Fn() + Send + Sync>;
+
 /// Time, randomness and connections.
 pub trait Effects: Clock + Send + Sync {
     /// Fill `bytes` from the operating system's generator.
@@ -24,6 +28,10 @@ pub trait Effects: Clock + Send + Sync {
 
     /// The wall clock: the time since 1970 began. It may be wrong and it may go back; nothing may rest on it.
     fn since_epoch(&self) -> Duration;
+
+    /// What ends the wait of the host that drives the executor of `handle`, called from any thread; `None` if there is no
+    /// such thing to be had. Then the wait ends by itself before long.
+    fn alarm(&self, handle: &Handle) -> Option<Alarm>;
 
     /// Open a byte stream to the address of `endpoint`: no TLS, no handshake, no deadline.
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>>;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::clock::Instant;
-use crate::runtime::Effects;
 use crate::runtime::source::Source;
+use crate::runtime::{Alarm, Effects};
 
 /// Lock, whatever happened to the thread that held it before: no invariant spans two of our critical sections.
 pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,6 +42,7 @@ struct Shared {
     spawned: Mutex<Vec<BoxFuture<'static, ()>>>,
     sources: Mutex<Vec<Arc<Source>>>,
     attention: Mutex<Attention>,
+    woken: Arc<Woken>,
 }
 
 /// When somebody drove the executor, and when nobody did.
@@ -117,6 +118,17 @@ impl Handle {
         locked(&self.0.attention).unattended
     }
 
+    /// From now on, a task that another thread wakes ends the wait of the host, too: by `alarm`, or by what the outside
+    /// world has for it.
+    pub fn let_others_wake(&self, alarm: Option<Alarm>) {
+        let woken = &self.0.woken;
+        if woken.alarm.get().is_none()
+            && let Some(alarm) = alarm.or_else(|| self.effects().alarm(self))
+        {
+            _ = woken.alarm.set(alarm);
+        }
+    }
+
     /// Have the host watch `source` until it is forgotten.
     pub fn watch(&self, source: Arc<Source>) {
         locked(&self.0.sources).push(source);
@@ -175,7 +187,6 @@ impl Drop for Sleep {
 pub struct Executor {
     handle: Handle,
     tasks: FuturesUnordered<BoxFuture<'static, ()>>,
-    woken: Arc<Woken>,
 }
 
 impl std::fmt::Debug for Executor {
@@ -184,15 +195,26 @@ impl std::fmt::Debug for Executor {
     }
 }
 
-struct Woken(AtomicBool);
+/// Whether a task can go on, and what ends the wait of the host then.
+struct Woken {
+    any: AtomicBool,
+    is_host_waiting: AtomicBool,
+    alarm: OnceLock<Alarm>,
+}
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
+    /// In any thread. Either the host sees what is stored here before it waits, or its wait is seen here.
     fn wake_by_ref(self: &Arc<Self>) {
-        self.0.store(true, Ordering::Release);
+        self.any.store(true, Ordering::SeqCst);
+        if self.is_host_waiting.load(Ordering::SeqCst)
+            && let Some(alarm) = self.alarm.get()
+        {
+            alarm();
+        }
     }
 }
 
@@ -210,12 +232,13 @@ impl Executor {
             spawned: Mutex::default(),
             sources: Mutex::default(),
             attention: Mutex::default(),
+            woken: Arc::new(Woken {
+                any: AtomicBool::new(true),
+                is_host_waiting: AtomicBool::new(false),
+                alarm: OnceLock::new(),
+            }),
         };
-        Self {
-            handle: Handle(Arc::new(shared)),
-            tasks: FuturesUnordered::new(),
-            woken: Arc::new(Woken(AtomicBool::new(true))),
-        }
+        Self { handle: Handle(Arc::new(shared)), tasks: FuturesUnordered::new() }
     }
 
     /// What tasks need to get at this executor.
@@ -227,6 +250,7 @@ impl Executor {
     /// Poll every woken task until all are stalled; first those with news from the sockets, then those whose time has
     /// come.
     pub fn run_until_stalled(&mut self) {
+        self.handle.0.woken.is_host_waiting.store(false, Ordering::SeqCst);
         self.poll_woken();
         while self.fire_timers() {
             self.poll_woken();
@@ -251,20 +275,26 @@ impl Executor {
         locked(&self.handle.0.attention).unattended += absent;
     }
 
-    /// What the stalled tasks wait for.
+    /// What the stalled tasks wait for; the host is about to wait for it. If another thread has woken a task meanwhile,
+    /// the deadline is over.
     #[must_use]
     pub fn wait(&self) -> Wait {
-        Wait { sources: locked(&self.handle.0.sources).clone(), deadline: self.next_deadline() }
+        let woken = &self.handle.0.woken;
+        woken.is_host_waiting.store(true, Ordering::SeqCst);
+        let at_once = woken.any.load(Ordering::SeqCst).then(Instant::default);
+        let sources = locked(&self.handle.0.sources).clone();
+        Wait { sources, deadline: at_once.or_else(|| self.next_deadline()) }
     }
 
     fn poll_woken(&mut self) {
-        let waker = Waker::from(Arc::clone(&self.woken));
+        let woken = Arc::clone(&self.handle.0.woken);
+        let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
         loop {
-            self.woken.0.store(false, Ordering::Release);
+            woken.any.store(false, Ordering::SeqCst);
             self.tasks.extend(std::mem::take(&mut *locked(&self.handle.0.spawned)));
             let finished_one = matches!(self.tasks.poll_next_unpin(&mut cx), Poll::Ready(Some(())));
-            let more = self.woken.0.load(Ordering::Acquire) || !locked(&self.handle.0.spawned).is_empty();
+            let more = woken.any.load(Ordering::SeqCst) || !locked(&self.handle.0.spawned).is_empty();
             if !finished_one && !more {
                 return;
             }

@@ -12,7 +12,7 @@ mod source;
 
 pub use bell::{Bell, Rung, bell};
 pub use descriptor::Descriptor;
-pub use effects::{Effects, Stream};
+pub use effects::{Alarm, Effects, Stream};
 pub(crate) use executor::locked;
 pub use executor::{Executor, Handle, Sleep, Wait};
 pub(crate) use race::race;

@@ -1,0 +1,374 @@
+//! The background lane: one thread per process that renews the leases of all managers, without the interpreter.
+//!
+//! It is there only while there is a lease to renew or to give back, and has sessions of its own. It drives the same
+//! engine as the callers' threads do, and never waits for one of them.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::process::{Pid, getpid};
+
+use crate::clock::{BootClock, Clock, Instant};
+use crate::engine::Session;
+use crate::engine::renew::{SharedLease, Waits, keep, release_lease};
+use crate::host::pool::{Home, Pool};
+use crate::host::{System, blocking};
+use crate::lease::{Reason, Step};
+use crate::runtime::{self, Alarm, locked};
+
+/// The longest wait: the clock may jump meanwhile, and new leases that are due later are taken up then.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+
+/// A session that has nothing to do is kept for so long: the next lease finds its connections.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What the engine needs is on the heap; a TLS handshake takes most of this.
+const STACK_SIZE: usize = 512 * 1024;
+
+/// Renew a lease from now on, until it ends.
+///
+/// # Errors
+///
+/// The thread cannot be started.
+pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
+    let now = BootClock.now();
+    let due = match lease.with(|state| state.next(now)) {
+        Step::Wait(at) | Step::GiveBackAt(at) => at,
+        Step::Renew(_) | Step::Lose(_) => now,
+        Step::Over => return Ok(()),
+    };
+    current().post(Job { home: pool.home(), lease, task: Task::Keep }, due)
+}
+
+/// Release a lease, although no caller waits for it.
+///
+/// # Errors
+///
+/// The thread cannot be started.
+pub fn release_later(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
+    current().post(Job { home: pool.home(), lease, task: Task::Release }, Instant::default())
+}
+
+/// The process is about to end: release all leases that are renewed, and wait for that, but no longer than `patience`.
+pub fn finish(patience: Duration) {
+    current().finish(patience);
+}
+
+/// The driver of this process. A forked child has its own, and does not touch its parent's.
+fn current() -> &'static Arc<Process> {
+    static FIRST: OnceLock<Arc<Process>> = OnceLock::new();
+    let pid = getpid();
+    let mut link = FIRST.get_or_init(Arc::default);
+    while link.pid != pid {
+        link = link.child.get_or_init(Arc::default);
+    }
+    link
+}
+
+/// What the driver of one process has in common with those who give it work.
+struct Process {
+    pid: Pid,
+    mail: Mutex<Mail>,
+    /// The thread has ended.
+    ended: Condvar,
+    is_asleep: AtomicBool,
+    child: OnceLock<Arc<Process>>,
+}
+
+#[derive(Default)]
+struct Mail {
+    jobs: Vec<Job>,
+    /// What ends the wait of the thread, if there is one.
+    alarm: Option<Alarm>,
+    /// When it looks for jobs again.
+    wakes_at: Instant,
+    finish: Finish,
+}
+
+/// Whether the process is about to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Finish {
+    #[default]
+    No,
+    /// All leases are to be released.
+    Asked,
+    /// They are being released.
+    Begun,
+}
+
+struct Job {
+    home: Home,
+    lease: Arc<SharedLease>,
+    task: Task,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Keep,
+    Release,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        let (mail, ended) = (Mutex::default(), Condvar::new());
+        Self { pid: getpid(), mail, ended, is_asleep: AtomicBool::new(false), child: OnceLock::new() }
+    }
+}
+
+impl Process {
+    /// Have a job done, which is due then. The thread is not woken for what it will find in time.
+    fn post(self: &Arc<Self>, job: Job, due: Instant) -> io::Result<()> {
+        let mut mail = locked(&self.mail);
+        if mail.alarm.is_none() {
+            mail.alarm = Some(self.start()?);
+        }
+        mail.jobs.push(job);
+        if due < mail.wakes_at {
+            mail.wakes_at = due;
+            self.wake(&mail);
+        }
+        Ok(())
+    }
+
+    fn wake(&self, mail: &Mail) {
+        if self.is_asleep.swap(false, Ordering::SeqCst)
+            && let Some(alarm) = &mail.alarm
+        {
+            alarm();
+        }
+    }
+
+    /// Start the thread; what ends its wait. All signals are for the interpreter's threads, which wait for them.
+    fn start(self: &Arc<Self>) -> io::Result<Alarm> {
+        let ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
+        let alarm = alarm(&ear)?;
+        let lanes = Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, lanes: Vec::new() };
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let builder = thread::Builder::new().name("redlock-driver".into()).stack_size(STACK_SIZE);
+        let started = builder.spawn(move || lanes.run());
+        before.thread_set_mask()?;
+        started.map(|_| alarm)
+    }
+
+    fn finish(&self, patience: Duration) {
+        let mut mail = locked(&self.mail);
+        if mail.alarm.is_none() {
+            return;
+        }
+        mail.finish = Finish::Asked;
+        mail.wakes_at = Instant::default();
+        self.wake(&mail);
+        let waited = self.ended.wait_timeout_while(mail, patience, |mail| mail.alarm.is_some());
+        waited.unwrap_or_else(PoisonError::into_inner).0.finish = Finish::No;
+    }
+
+    /// Whether the thread may wait until `deadline`: there is nothing to do before.
+    fn may_sleep(&self, deadline: Instant) -> bool {
+        let mut mail = locked(&self.mail);
+        mail.wakes_at = deadline;
+        mail.jobs.is_empty() && mail.finish != Finish::Asked
+    }
+}
+
+/// A bell that the session hears.
+fn alarm(ear: &Session) -> io::Result<Alarm> {
+    let mut heard = Err(io::ErrorKind::Other.into());
+    ear.spawn(|masters| {
+        let (bell, rung) = match runtime::bell(masters.handle()) {
+            Ok((bell, rung)) => (Ok(bell), Some(rung)),
+            Err(error) => (Err(error), None),
+        };
+        heard = bell;
+        async move {
+            if let Some(rung) = rung {
+                rung.listen().await;
+            }
+        }
+    });
+    let bell = heard?;
+    Ok(Arc::new(move || bell.ring()))
+}
+
+/// The sessions that the thread drives.
+struct Lanes {
+    process: Arc<Process>,
+    alarm: Alarm,
+    ear: Session,
+    lanes: Vec<Lane>,
+}
+
+/// One session, and the leases that are renewed or released on it.
+struct Lane {
+    home: Home,
+    session: Session,
+    leases: Vec<Weak<SharedLease>>,
+    /// Each task on the session has a clone.
+    at_work: Arc<()>,
+    /// It is of the manager's pool, and goes back there.
+    is_lent: bool,
+    idle_since: Option<Instant>,
+    has_told_news: bool,
+}
+
+impl Lanes {
+    /// The thread. If it panics, all leases are lost, and the next one starts another thread.
+    fn run(mut self) {
+        while catch_unwind(AssertUnwindSafe(|| self.attend())).is_err() {
+            for lane in std::mem::take(&mut self.lanes) {
+                lane.leases.iter().filter_map(Weak::upgrade).for_each(|lease| lease.lose(Reason::Unavailable));
+            }
+        }
+    }
+
+    /// Work until there is nothing left to do.
+    fn attend(&mut self) {
+        while !self.is_over() {
+            self.take_up();
+            self.lanes.iter_mut().for_each(Lane::turn);
+            self.sweep();
+            self.wait();
+        }
+    }
+
+    /// Whether there is nothing to do any more: then the thread ends, and the next job starts another.
+    fn is_over(&self) -> bool {
+        let mut mail = locked(&self.process.mail);
+        let is_over = self.lanes.is_empty() && mail.jobs.is_empty();
+        if is_over {
+            mail.alarm = None;
+            drop(mail);
+            self.process.ended.notify_all();
+        }
+        is_over
+    }
+
+    fn take_up(&mut self) {
+        let mut mail = locked(&self.process.mail);
+        let (jobs, is_asked) = (std::mem::take(&mut mail.jobs), mail.finish == Finish::Asked);
+        if is_asked {
+            mail.finish = Finish::Begun;
+        }
+        drop(mail);
+        jobs.into_iter().for_each(|job| self.begin(job));
+        if is_asked {
+            self.lanes.iter_mut().for_each(Lane::finish);
+        }
+    }
+
+    fn begin(&mut self, Job { home, lease, task }: Job) {
+        if task == Task::Keep && lease.is_over() {
+            return;
+        }
+        let known = self.lanes.iter_mut().find(|lane| task == Task::Keep && !lane.is_lent && lane.home.is(&home));
+        if let Some(lane) = known {
+            return lane.begin(lease, task);
+        }
+        let is_lent = task == Task::Release;
+        let session = if is_lent { home.lend(&lease.claim().key) } else { home.new_session() };
+        let mut lane = Lane::new(home, session, is_lent);
+        let (process, alarm) = (Arc::clone(&self.process), Arc::clone(&self.alarm));
+        let wake = move || {
+            if process.is_asleep.swap(false, Ordering::SeqCst) {
+                alarm();
+            }
+        };
+        lane.session.let_others_wake(Arc::new(wake));
+        lane.begin(lease, task);
+        self.lanes.push(lane);
+    }
+
+    /// Give sessions back, and close those that have had nothing to do for long.
+    fn sweep(&mut self) {
+        let now = BootClock.now();
+        let is_finishing = locked(&self.process.mail).finish != Finish::No;
+        for mut lane in std::mem::take(&mut self.lanes) {
+            if lane.goes_on(now, is_finishing) {
+                self.lanes.push(lane);
+            } else if lane.is_lent {
+                lane.home.take_back(lane.session);
+            }
+        }
+    }
+
+    /// Wait until something can go on. What wakes a task in another thread rings the bell only from here on.
+    fn wait(&mut self) {
+        self.process.is_asleep.store(true, Ordering::SeqCst);
+        let mut all = self.ear.wait();
+        let now = BootClock.now();
+        let mut deadline = now.after(LONGEST_WAIT);
+        for lane in &self.lanes {
+            let wait = lane.session.wait();
+            all.sources.extend(wait.sources);
+            deadline = deadline.min(wait.deadline.unwrap_or(deadline)).min(lane.closes_at());
+        }
+        let may_sleep = self.process.may_sleep(deadline);
+        let timeout = if may_sleep { deadline.since(now) } else { Duration::ZERO };
+        let woke = || self.process.is_asleep.store(false, Ordering::SeqCst);
+        // If it fails, the descriptors are looked at again in the next turn.
+        _ = blocking::poll_then(&all.sources, timeout, woke);
+        self.ear.turn();
+    }
+}
+
+impl Lane {
+    fn new(home: Home, session: Session, is_lent: bool) -> Self {
+        let (leases, at_work) = (Vec::new(), Arc::default());
+        Self { home, session, leases, at_work, is_lent, idle_since: None, has_told_news: false }
+    }
+
+    fn begin(&mut self, lease: Arc<SharedLease>, task: Task) {
+        if task == Task::Keep {
+            self.leases.push(Arc::downgrade(&lease));
+        }
+        let at_work = Arc::clone(&self.at_work);
+        self.session.spawn(|masters| async move {
+            match task {
+                Task::Keep => keep(masters, lease).await,
+                Task::Release => _ = release_lease(&masters, &lease, Waits::ForTurn).await,
+            }
+            drop(at_work);
+        });
+    }
+
+    /// Release all leases.
+    fn finish(&mut self) {
+        for lease in std::mem::take(&mut self.leases).iter().filter_map(Weak::upgrade) {
+            if !lease.is_over() {
+                self.begin(lease, Task::Release);
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        self.session.turn();
+        let has_news = self.home.has_news();
+        if has_news && !self.has_told_news {
+            self.leases.iter().find_map(Weak::upgrade).inspect(|lease| lease.tell_news());
+        }
+        self.has_told_news = has_news;
+    }
+
+    /// Whether there is something to do on it, or will be soon.
+    fn goes_on(&mut self, now: Instant, is_finishing: bool) -> bool {
+        let at_work = Arc::strong_count(&self.at_work) - 1;
+        if self.leases.len() > 2 * at_work {
+            self.leases.retain(|lease| lease.strong_count() > 0);
+        }
+        if at_work > 0 {
+            self.idle_since = None;
+            return true;
+        }
+        let idle_since = *self.idle_since.get_or_insert(now);
+        !self.is_lent && !is_finishing && now.since(idle_since) < LINGER
+    }
+
+    /// When it is looked at again, if nothing happens.
+    fn closes_at(&self) -> Instant {
+        self.idle_since.map_or(Instant::from_zero(Duration::MAX), |since| since.after(LINGER))
+    }
+}
