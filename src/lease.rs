@@ -188,7 +188,7 @@ impl Lease {
     }
 
     fn why_lost(&self, now: Instant, renewal: Renewal) -> Reason {
-        if now >= self.expires_at || renewal.hold_until.is_some_and(|end| end <= self.expires_at) {
+        if now >= self.expires_at || self.renewal_ttl(now, renewal).is_none() {
             Reason::Expired
         } else {
             Reason::Unavailable
@@ -199,9 +199,10 @@ impl Lease {
     /// it would not be longer.
     fn renewal_ttl(&self, now: Instant, renewal: Renewal) -> Option<Ttl> {
         let Some(end) = renewal.hold_until else { return Some(self.ttl) };
-        let left = u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX);
+        let at = now.max(renewal.renew_at);
+        let left = u64::try_from(end.since(at).as_millis()).unwrap_or(u64::MAX);
         let ttl = Ttl { ms: self.ttl.ms.min(left), ..self.ttl };
-        (ttl.expires_at(now.max(renewal.renew_at)) > self.expires_at).then_some(ttl)
+        (ttl.expires_at(at) > self.expires_at.after(Duration::from_millis(1))).then_some(ttl)
     }
 
     /// When the holder is told, unless it is extended before: a little before validity ends, so that there is time to

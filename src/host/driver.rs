@@ -372,3 +372,121 @@ impl Lane {
         self.idle_since.map_or(Instant::from_zero(Duration::MAX), |since| since.after(LINGER))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::renew::Listener;
+    use crate::lease::{Lease, Ttl};
+    use crate::script::Claim;
+    use nix::sys::signal::Signal;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Tells what it hears, and does what is to be done then in the thread of the driver.
+    struct Reporter {
+        told: Sender<&'static str>,
+        on_renewal: fn(),
+    }
+
+    impl Listener for Reporter {
+        fn asked(&self, _: bool, _: Duration) {}
+
+        fn lost(&self, _: Reason) {
+            _ = self.told.send("lost");
+        }
+
+        fn renew(&self, _: Ttl) {
+            _ = self.told.send("renew");
+            (self.on_renewal)();
+        }
+
+        fn give_back(&self) {
+            _ = self.told.send("give back");
+        }
+
+        fn news(&self) {}
+    }
+
+    /// A lease of no masters: renewals are for its listener to see to, and no one does so.
+    fn lease(ttl_ms: u64, on_renewal: fn()) -> (Arc<SharedLease>, Receiver<&'static str>) {
+        let (told, heard) = channel();
+        let claim = Claim { resources: vec![b"r".to_vec()], key: b"k".to_vec(), script: Arc::default() };
+        let (now, ttl) = (BootClock.now(), Ttl { ms: ttl_ms, drift_ms: 2 });
+        let mut state = Lease::new(now, ttl, ttl.expires_at(now));
+        state.renew(now, None);
+        (Arc::new(SharedLease::new(Arc::new(claim), 1, state, Box::new(Reporter { told, on_renewal }))), heard)
+    }
+
+    fn renew(process: &Arc<Process>, lease: &Arc<SharedLease>) {
+        let job = Job { home: Pool::default().home(), lease: Arc::clone(lease), task: Task::Keep };
+        process.post(job, BootClock.now()).unwrap();
+    }
+
+    fn wait_for_end(process: &Process) {
+        let mail = locked(&process.mail);
+        let (mail, waited) = process.ended.wait_timeout_while(mail, LONG, |mail| mail.alarm.is_some()).unwrap();
+        assert!(!waited.timed_out() && mail.jobs.is_empty());
+    }
+
+    #[test]
+    fn a_lease_is_renewed_and_lost_in_time() {
+        let process = Arc::default();
+        let (lease, heard) = lease(300, || ());
+        renew(&process, &lease);
+        assert_eq!(heard.recv_timeout(LONG), Ok("renew"));
+        assert_eq!(heard.recv_timeout(LONG), Ok("lost"));
+        assert_eq!(lease.with(|state| state.why_not(Instant::default())), Some(Reason::Unavailable));
+    }
+
+    #[test]
+    fn a_lease_that_is_dropped_is_renewed_no_more_and_the_thread_ends() {
+        let process = Arc::default();
+        let (lease, heard) = lease(60_000, || ());
+        renew(&process, &lease);
+        assert!(lease.abandon());
+        drop(lease);
+        assert!(heard.recv_timeout(LONG).is_err(), "the driver lets go of it");
+        wait_for_end(&process);
+    }
+
+    #[test]
+    fn all_leases_are_lost_if_the_thread_panics_and_the_next_is_renewed() {
+        let process = Arc::default();
+        let (other, other_heard) = lease(60_000, || ());
+        renew(&process, &other);
+        let (broken, _heard) = lease(300, || panic!("as planted"));
+        renew(&process, &broken);
+        assert_eq!(other_heard.recv_timeout(LONG), Ok("lost"));
+        let (next, next_heard) = lease(300, || ());
+        renew(&process, &next);
+        assert_eq!(next_heard.recv_timeout(LONG), Ok("renew"));
+    }
+
+    fn is_deaf() -> bool {
+        let mask = SigSet::thread_get_mask().unwrap();
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD, Signal::SIGALRM].iter().all(|&signal| mask.contains(signal))
+    }
+
+    #[test]
+    fn no_signal_is_delivered_to_the_thread() {
+        let process = Arc::default();
+        let (lease, heard) = lease(300, || assert!(is_deaf()));
+        renew(&process, &lease);
+        assert_eq!(heard.recv_timeout(LONG), Ok("renew"));
+        assert_eq!(heard.recv_timeout(LONG), Ok("lost"));
+        assert_eq!(lease.with(|state| state.why_not(Instant::default())), Some(Reason::Unavailable));
+        assert!(!is_deaf(), "the caller's are as before");
+    }
+
+    #[test]
+    fn the_end_of_the_process_does_not_wait_for_longer_than_it_has() {
+        let process = Arc::new(Process::default());
+        process.finish(LONG); // there is no thread
+        let (lease, _heard) = lease(60_000, || ());
+        renew(&process, &lease);
+        process.finish(LONG);
+        wait_for_end(&process);
+    }
+}
