@@ -119,9 +119,9 @@ impl Link {
     /// How long the next command may stay unanswered before a new connection is made beside this one, which was idle for
     /// long and may be forgotten; `None` if it is in use.
     #[must_use]
-    pub fn grace(&self) -> Option<Duration> {
+    pub fn grace(&self, now: Instant) -> Option<Duration> {
         let heard = *locked(&self.0.heard);
-        let is_idle = self.0.outstanding.is_none() && self.0.handle.now().since(heard.at) > IDLE;
+        let is_idle = self.0.outstanding.is_none() && now.since(heard.at) > IDLE;
         let grace = (heard.usual * USUAL_TIMES).max(LEAST_GRACE);
         (is_idle && grace < self.0.patience).then_some(grace)
     }
@@ -217,7 +217,7 @@ impl Link {
         let (sent, absent) = (self.0.handle.now(), self.0.handle.unattended());
         let mut connection = self.0.connection.clone();
         let reply = std::pin::pin!(connection.send_packed_command(command));
-        match select(reply, self.0.handle.sleep(self.0.patience)).await {
+        match select(reply, self.0.handle.sleep_until(sent.after(self.0.patience))).await {
             Either::Left((Ok(value), _)) => {
                 let absent = self.0.handle.unattended().saturating_sub(absent);
                 self.note_heard(sent, self.0.handle.now().since(sent).saturating_sub(absent));
