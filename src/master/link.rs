@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -275,6 +275,14 @@ impl Life {
         self.over.store(true, Ordering::Release);
         self.waker.wake();
     }
+
+    /// Hand over what is still to be sent; whether nothing of it could be.
+    fn is_stuck(&self, cx: &mut Context<'_>) -> bool {
+        let mut farewells = locked(&self.farewells);
+        let before = farewells.len();
+        farewells.retain_mut(|farewell| farewell.as_mut().poll(cx).is_pending());
+        farewells.len() == before
+    }
 }
 
 /// Run the driver until the connection ends or is given up; dropping it closes the socket.
@@ -284,15 +292,12 @@ async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
         life.waker.register(cx.waker());
         // The driver takes in only so much at once: go on as long as it makes room for what is still to be sent.
         loop {
-            let before = locked(&life.farewells).len();
             let ended = driver.as_mut().poll(cx).is_ready();
-            locked(&life.farewells).retain_mut(|farewell| farewell.as_mut().poll(cx).is_pending());
-            let is_stuck = locked(&life.farewells).len() == before;
-            if ended || (is_stuck && life.given_up.load(Ordering::Acquire)) {
-                return Poll::Ready(());
-            }
-            if is_stuck {
+            if !ended && !life.given_up.load(Ordering::Acquire) {
                 return Poll::Pending;
+            }
+            if ended || life.is_stuck(cx) {
+                return Poll::Ready(());
             }
         }
     })
