@@ -14,6 +14,7 @@ pub mod socket;
 pub mod tls;
 pub mod watch;
 
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -257,7 +258,8 @@ impl Master {
             if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
-            let value = self.exchange(node, &link, link.grace(now), (errand.exchange)(link.clone())).await?;
+            let exchange = pin!((errand.exchange)(link.clone()));
+            let value = self.exchange(node, &link, link.grace(now), exchange).await?;
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();
@@ -279,16 +281,15 @@ impl Master {
         node: &Arc<Node>,
         link: &Link,
         grace: Option<Duration>,
-        exchange: impl Future<Output = Result<Value, Error>> + Send,
+        mut exchange: Pin<&mut (impl Future<Output = Result<Value, Error>> + Send)>,
     ) -> Result<Value, Error> {
-        let Some(grace) = grace else { return exchange.await };
-        match select(std::pin::pin!(exchange), self.handle.sleep(grace)).await {
-            Either::Left((result, _)) => result,
-            Either::Right(((), exchange)) => {
-                node.replace(link);
-                exchange.await
+        if let Some(grace) = grace {
+            match select(exchange.as_mut(), self.handle.sleep(grace)).await {
+                Either::Left((result, _)) => return result,
+                Either::Right(_) => node.replace(link),
             }
         }
+        exchange.await
     }
 
     /// Let the health record, and so the log, know how it went with what began at `start`.
