@@ -111,10 +111,10 @@ pub fn choose(idle: &mut impl Idle, key: Option<&[u8]>) -> Option<usize> {
 
 /// Whether a session waits for no answer about a lock, which somebody may want to release before it has come.
 fn is_free(idle: &mut impl Idle, index: usize) -> bool {
-    if idle.awaits(index, None) {
+    !idle.awaits(index, None) || {
         idle.catch_up(index);
+        !idle.awaits(index, None)
     }
-    !idle.awaits(index, None)
 }
 
 fn catch_up(session: &mut Session) {
