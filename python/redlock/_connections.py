@@ -249,8 +249,10 @@ class _Patches:
             *((redis.client.Redis, method, None) for method in ("set", "eval", "execute_command")),
             *((kind, "connect", None) for kind in kinds),
         ]
-        # The live ones. These methods are inherited: they stand in there only when they were patched in.
+        # The live ones. These methods are inherited: they stand in there only when they were patched in, and then there
+        # is more in there than before.
         self._namespaces = [vars(server) for server in servers]
+        self._size = 0
 
     def are_there(self) -> bool:
         """Whether there are any now."""
@@ -260,12 +262,18 @@ class _Patches:
                 if not does_as_redis_py(found):
                     return True
                 self._methods[index] = owner, method, found
-        for names in self._namespaces:  # each call passes here, and a generator costs more
-            if "set" in names or "eval" in names:
+        size = sum(map(len, self._namespaces))  # each call passes here
+        if size != self._size:
+            if any(map(_is_patched_in, self._namespaces)):
                 return True
-            if "execute_command" in names and not does_as_redis_py(names["execute_command"]):
-                return True
+            self._size = size
         return False
+
+
+def _is_patched_in(names: dict[str, Any]) -> bool:
+    if "set" in names or "eval" in names:
+        return True
+    return "execute_command" in names and not does_as_redis_py(names["execute_command"])
 
 
 def does_as_redis_py(method: object, depth: int = 4) -> bool:

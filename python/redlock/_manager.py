@@ -404,7 +404,7 @@ class Redlock:
         names = [encode("resource", each) for each in resources]
         said = engine.run(Operation.release(names, encode("key", key), self._script()))
         failing = self._count().failing_releases
-        if failing or any(vote.is_failure for vote in said):
+        if failing or said.count(Vote.RELEASED) < len(said):
             from redlock._failures import log_failures  # noqa: PLC0415
 
             log_failures(failing, resources, self._names(), said)

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use crate::engine::crowd::Crowds;
@@ -131,8 +131,11 @@ where
     F: Future<Output = Result<T, Error>>,
 {
     // Each is waited for, whatever the others say: an answer that nobody waits for is not there to be undone.
-    let asked: Vec<F> = resources.iter().map(|resource| ask(resource)).collect();
-    stream::iter(asked).buffered(MOST_AT_ONCE).collect::<Vec<_>>().await.into_iter().collect()
+    let mut said = Vec::new();
+    for some in resources.chunks(MOST_AT_ONCE) {
+        said.extend(join_all(some.iter().map(|resource| ask(resource))).await);
+    }
+    said.into_iter().collect()
 }
 
 /// FNV-1a: the same in every process and every release, as a hash that contenders must agree on has to be.

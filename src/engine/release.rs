@@ -38,13 +38,12 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let quorum = quorum::majority(masters.len());
     let needs_suspects = masters.needs_suspects(quorum);
     let awaited = masters.awaited(quorum);
-    let treatment = |(index, master): (usize, &Arc<Master>)| {
+    let treatment = |index: usize, master: &Master| {
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
         let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
         if is_suspect { Treatment::Tell } else { Treatment::Await }
     };
-    let treatments: Vec<Treatment> = masters.iter().enumerate().map(treatment).collect();
-    release_where(masters, claim, |index, _| treatments[index]).await
+    release_where(masters, claim, treatment).await
 }
 
 /// Release `claim`, treating each master as `treatment` says.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::getpid;
+use rustix::process::{Pid, getpid};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 
@@ -30,12 +30,13 @@ pub enum Ended<T, E> {
     Inherited(E),
 }
 
-/// Run `operation` to its end, on a session that has caught up.
+/// Run `operation` to its end, in the process `home`, on a session that has caught up.
 ///
 /// `wait` waits until one of the sources is ready, and says so to it, or the time is over; it may return early. When it
 /// fails the operation is cancelled, and ends as soon as it has cleaned up. It must fail in a forked child.
 pub fn run<T, E, F>(
     session: &mut Session,
+    home: Pid,
     operation: impl FnOnce(Arc<Masters>, Cancel) -> F,
     mut wait: impl FnMut(&[Arc<Source>], Duration) -> Result<(), E>,
 ) -> Ended<T, E>
@@ -43,7 +44,6 @@ where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
-    let home = getpid();
     let (cancel, cancelled) = oneshot::channel();
     let mut cancel = Some(cancel);
     let mut broken_off = None;
@@ -124,7 +124,7 @@ mod tests {
                     None => _ = cancel.await,
                 }
             };
-            let ended = run(&mut session, operation, |_, timeout| {
+            let ended = run(&mut session, getpid(), operation, |_, timeout| {
                 waits.push(timeout);
                 if waits.len() < 3 { Ok(()) } else { Err("enough") }
             });

@@ -16,7 +16,7 @@ use rustix::process::{Pid, getpid};
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::Session;
 use crate::engine::renew::{SharedLease, Waits, keep, release_lease};
-use crate::host::pool::{Home, Pool};
+use crate::host::pool::{InProcess, Pool};
 use crate::host::{System, blocking};
 use crate::lease::{Reason, Step};
 use crate::runtime::{self, Alarm, locked};
@@ -42,7 +42,7 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
         Step::Renew(_) | Step::Lose(_) => now,
         Step::Over => return Ok(()),
     };
-    current().post(Job { home: pool.home(), lease, task: Task::Keep }, due)
+    current().post(Job { home: Arc::clone(pool.here()), lease, task: Task::Keep }, due)
 }
 
 /// Release a lease, although no caller waits for it.
@@ -51,7 +51,7 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
 ///
 /// The thread cannot be started.
 pub fn release_later(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
-    current().post(Job { home: pool.home(), lease, task: Task::Release }, Instant::default())
+    current().post(Job { home: Arc::clone(pool.here()), lease, task: Task::Release }, Instant::default())
 }
 
 /// The process is about to end: release all leases that are renewed, and wait for that, but no longer than `patience`.
@@ -102,7 +102,7 @@ enum Finish {
 }
 
 struct Job {
-    home: Home,
+    home: Arc<InProcess>,
     lease: Arc<SharedLease>,
     task: Task,
 }
@@ -204,7 +204,7 @@ struct Lanes {
 
 /// One session, and the leases that are renewed or released on it.
 struct Lane {
-    home: Home,
+    home: Arc<InProcess>,
     session: Session,
     leases: Vec<Weak<SharedLease>>,
     /// Each task on the session has a clone.
@@ -264,7 +264,8 @@ impl Lanes {
         if task == Task::Keep && lease.is_over() {
             return;
         }
-        let known = self.lanes.iter_mut().find(|lane| task == Task::Keep && !lane.is_lent && lane.home.is(&home));
+        let known =
+            self.lanes.iter_mut().find(|lane| task == Task::Keep && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
         if let Some(lane) = known {
             return lane.begin(lease, task);
         }
@@ -316,7 +317,7 @@ impl Lanes {
 }
 
 impl Lane {
-    fn new(home: Home, session: Session, is_lent: bool) -> Self {
+    fn new(home: Arc<InProcess>, session: Session, is_lent: bool) -> Self {
         let (leases, at_work) = (Vec::new(), Arc::default());
         Self { home, session, leases, at_work, is_lent, idle_since: None, has_told_news: false }
     }
@@ -346,7 +347,7 @@ impl Lane {
 
     fn turn(&mut self) {
         self.session.turn();
-        let has_news = self.home.has_news();
+        let has_news = self.home.journal().has_news();
         if has_news && !self.has_told_news {
             self.leases.iter().find_map(Weak::upgrade).inspect(|lease| lease.tell_news());
         }
@@ -420,7 +421,7 @@ mod tests {
     }
 
     fn renew(process: &Arc<Process>, lease: &Arc<SharedLease>) {
-        let job = Job { home: Pool::default().home(), lease: Arc::clone(lease), task: Task::Keep };
+        let job = Job { home: Arc::clone(Pool::default().here()), lease: Arc::clone(lease), task: Task::Keep };
         process.post(job, BootClock.now()).unwrap();
     }
 

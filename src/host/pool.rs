@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
 
-use crate::engine::Session;
+use crate::engine::acquire::Cancel;
 use crate::engine::crowd::Crowds;
-use crate::host::{System, blocking};
+use crate::engine::{Masters, Session};
+use crate::host::System;
+use crate::host::blocking::{self, Ended};
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
 use crate::planted::{self, Bug};
-use crate::runtime::locked;
+use crate::runtime::{Source, locked};
 
 /// Sessions kept for the next caller; more are closed as they come back.
 const MOST_IDLE: usize = 64;
@@ -26,41 +28,10 @@ pub struct Pool {
     first: Arc<InProcess>,
 }
 
-/// The sessions of one manager in one process, for the [`driver`](super::driver).
-#[derive(Debug, Clone)]
-pub(super) struct Home(Arc<InProcess>);
-
-impl Home {
-    /// A session of the driver's own.
-    pub(super) fn new_session(&self) -> Session {
-        self.0.new_session()
-    }
-
-    /// A session for a release: the one that still waits for an answer about `key`, if that is to be had.
-    pub(super) fn lend(&self, key: &[u8]) -> Session {
-        self.0.take(Some(key), Duration::ZERO).0.unwrap_or_else(|| self.new_session())
-    }
-
-    /// The session is not used any more for now.
-    pub(super) fn take_back(&self, session: Session) {
-        self.0.take_back(session);
-    }
-
-    /// Whether there is something to log.
-    pub(super) fn has_news(&self) -> bool {
-        self.0.journal.has_news()
-    }
-
-    /// Whether both are of the same manager.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
 /// The sessions of one process. A forked child must not touch those of its parent: it takes the next link of this
 /// chain, so that no lock that another thread held at the fork is ever waited for.
 #[derive(Debug)]
-struct InProcess {
+pub struct InProcess {
     pid: Pid,
     journal: Arc<Journal>,
     masters: Vec<(Arc<Endpoint>, Arc<Health>)>,
@@ -96,46 +67,9 @@ impl Pool {
         Self { endpoints, guards, first }
     }
 
-    /// Work on a session: on the one that still waits for an answer about `key`, if there is one, for nothing that is
-    /// said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one. While another
-    /// thread works on that one, as an extension does, it is waited for, no longer than `patience`.
-    pub fn with_session<T>(&self, key: Option<&[u8]>, patience: Duration, work: impl FnOnce(&mut Session) -> T) -> T {
-        let home = self.current();
-        let (session, debt) = home.take(key, patience);
-        let mut session = session.unwrap_or_else(|| home.new_session());
-        let result = work(&mut session);
-        if getpid() != home.pid {
-            return result; // in a child that was forked meanwhile: not even the mutex is its own
-        }
-        home.take_back(session);
-        drop(debt);
-        result
-    }
-
-    /// The sessions in this process.
-    pub(super) fn home(&self) -> Home {
-        Home(Arc::clone(self.current()))
-    }
-
-    /// A session that is the caller's alone, for as long as it likes.
+    /// The part of the process that calls. Only code of the caller's can fork, and so make another one of it.
     #[must_use]
-    pub fn new_session(&self) -> Session {
-        self.current().new_session()
-    }
-
-    /// What there is to log, in this process.
-    #[must_use]
-    pub fn journal(&self) -> &Journal {
-        &self.current().journal
-    }
-
-    /// What has become of each master's commands, in this process.
-    #[must_use]
-    pub fn summaries(&self) -> Vec<Summary> {
-        self.current().masters.iter().map(|(_, health)| health.summary()).collect()
-    }
-
-    fn current(&self) -> &Arc<InProcess> {
+    pub fn here(&self) -> &Arc<InProcess> {
         let pid = getpid();
         let mut link = &self.first;
         while link.pid != pid {
@@ -184,10 +118,10 @@ pub fn choose(idle: &mut impl Idle, key: Option<&[u8]>) -> Option<usize> {
 
 /// Whether a session waits for no answer about a lock, which somebody may want to release before it has come.
 fn is_free(idle: &mut impl Idle, index: usize) -> bool {
-    if idle.awaits(index, None) {
+    !idle.awaits(index, None) || {
         idle.catch_up(index);
+        !idle.awaits(index, None)
     }
-    !idle.awaits(index, None)
 }
 
 fn catch_up(session: &mut Session) {
@@ -211,7 +145,7 @@ struct Debt<'a> {
 
 impl Drop for Debt<'_> {
     fn drop(&mut self) {
-        if getpid() != self.home.pid {
+        if !self.home.is_here() {
             return; // in a forked child: the mutex may be held for good
         }
         let mut sessions = locked(&self.home.sessions);
@@ -236,6 +170,64 @@ impl InProcess {
         Self { pid: getpid(), journal, masters, crowds, system, sessions, back, child }
     }
 
+    /// Whether this is that process, and no child that was forked meanwhile.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        getpid() == self.pid
+    }
+
+    /// [`blocking::run`] on a session: on the one that still waits for an answer about `key`, if there is one, for nothing
+    /// that is said about a lock may overtake the `SET` that took it; otherwise on the one used last, or a new one. While
+    /// another thread works on that one, as an extension does, it is waited for, no longer than `patience`.
+    pub fn run<T, E, F>(
+        &self,
+        key: Option<&[u8]>,
+        patience: Duration,
+        operation: impl FnOnce(Arc<Masters>, Cancel) -> F,
+        wait: impl FnMut(&[Arc<Source>], Duration) -> Result<(), E>,
+    ) -> Ended<T, E>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (session, debt) = self.take(key, patience);
+        let mut session = session.unwrap_or_else(|| self.new_session());
+        let ended = blocking::run(&mut session, self.pid, operation, wait);
+        if matches!(ended, Ended::Inherited(_)) {
+            return ended; // in a child that was forked meanwhile: not even the mutex is its own
+        }
+        self.take_back(session);
+        drop(debt);
+        ended
+    }
+
+    /// A session for a release that no caller waits for: the one that still waits for an answer about `key`, if that is
+    /// to be had.
+    pub(super) fn lend(&self, key: &[u8]) -> Session {
+        self.take(Some(key), Duration::ZERO).0.unwrap_or_else(|| self.new_session())
+    }
+
+    /// A session is not used any more for now.
+    pub(super) fn take_back(&self, session: Session) {
+        session.leave();
+        let mut sessions = locked(&self.sessions);
+        if sessions.idle.len() < MOST_IDLE {
+            sessions.idle.push(session);
+        }
+    }
+
+    /// What there is to log.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// What has become of each master's commands.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<Summary> {
+        self.masters.iter().map(|(_, health)| health.summary()).collect()
+    }
+
     /// A session that was kept, if one will do; and what it owes, for as long as it is lent.
     fn take<'a>(&'a self, key: Option<&'a [u8]>, patience: Duration) -> (Option<Session>, Option<Debt<'a>>) {
         let mut sessions = locked(&self.sessions);
@@ -252,15 +244,9 @@ impl InProcess {
         (Some(session), debt)
     }
 
-    fn take_back(&self, session: Session) {
-        session.leave();
-        let mut sessions = locked(&self.sessions);
-        if sessions.idle.len() < MOST_IDLE {
-            sessions.idle.push(session);
-        }
-    }
-
-    fn new_session(&self) -> Session {
+    /// A session that is the caller's alone, for as long as it likes.
+    #[must_use]
+    pub fn new_session(&self) -> Session {
         Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(self.system.clone()))
     }
 

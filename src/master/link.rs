@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -119,9 +119,9 @@ impl Link {
     /// How long the next command may stay unanswered before a new connection is made beside this one, which was idle for
     /// long and may be forgotten; `None` if it is in use.
     #[must_use]
-    pub fn grace(&self) -> Option<Duration> {
+    pub fn grace(&self, now: Instant) -> Option<Duration> {
         let heard = *locked(&self.0.heard);
-        let is_idle = self.0.outstanding.is_none() && self.0.handle.now().since(heard.at) > IDLE;
+        let is_idle = self.0.outstanding.is_none() && now.since(heard.at) > IDLE;
         let grace = (heard.usual * USUAL_TIMES).max(LEAST_GRACE);
         (is_idle && grace < self.0.patience).then_some(grace)
     }
@@ -217,7 +217,7 @@ impl Link {
         let (sent, absent) = (self.0.handle.now(), self.0.handle.unattended());
         let mut connection = self.0.connection.clone();
         let reply = std::pin::pin!(connection.send_packed_command(command));
-        match select(reply, self.0.handle.sleep(self.0.patience)).await {
+        match select(reply, self.0.handle.sleep_until(sent.after(self.0.patience))).await {
             Either::Left((Ok(value), _)) => {
                 let absent = self.0.handle.unattended().saturating_sub(absent);
                 self.note_heard(sent, self.0.handle.now().since(sent).saturating_sub(absent));
@@ -275,6 +275,14 @@ impl Life {
         self.over.store(true, Ordering::Release);
         self.waker.wake();
     }
+
+    /// Hand over what is still to be sent; whether nothing of it could be.
+    fn is_stuck(&self, cx: &mut Context<'_>) -> bool {
+        let mut farewells = locked(&self.farewells);
+        let before = farewells.len();
+        farewells.retain_mut(|farewell| farewell.as_mut().poll(cx).is_pending());
+        farewells.len() == before
+    }
 }
 
 /// Run the driver until the connection ends or is given up; dropping it closes the socket.
@@ -284,15 +292,12 @@ async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
         life.waker.register(cx.waker());
         // The driver takes in only so much at once: go on as long as it makes room for what is still to be sent.
         loop {
-            let before = locked(&life.farewells).len();
             let ended = driver.as_mut().poll(cx).is_ready();
-            locked(&life.farewells).retain_mut(|farewell| farewell.as_mut().poll(cx).is_pending());
-            let is_stuck = locked(&life.farewells).len() == before;
-            if ended || (is_stuck && life.given_up.load(Ordering::Acquire)) {
-                return Poll::Ready(());
-            }
-            if is_stuck {
+            if !ended && !life.given_up.load(Ordering::Acquire) {
                 return Poll::Pending;
+            }
+            if ended || life.is_stuck(cx) {
+                return Poll::Ready(());
             }
         }
     })

@@ -14,6 +14,7 @@ pub mod socket;
 pub mod tls;
 pub mod watch;
 
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -83,7 +84,7 @@ impl Master {
     /// which the caller then has.
     #[must_use]
     pub fn is_due(&self) -> bool {
-        self.handle.with_random(|random| self.health.is_due(self.handle.now(), random))
+        self.is_well() || self.handle.with_random(|random| self.health.is_due(self.handle.now(), random))
     }
 
     /// Nothing was sent to it after all: its turn to be tried is there for the next one.
@@ -206,47 +207,47 @@ impl Master {
         F: Future<Output = Result<Value, Error>> + Send,
     {
         let start = self.handle.now();
-        let first = self.call_once(resource, &errand).await;
+        let first = self.call_once(resource, &errand, start).await;
         let is_over = match first {
             Err(Error::Closed) => true,
             Err(Error::Forgotten) => !errand.takes,
             _ => false,
         };
         let repeated = is_over && (errand.wanted)();
-        let result = if repeated { self.call_once(resource, &errand).await } else { first };
+        let result = if repeated { self.call_once(resource, &errand, self.handle.now()).await } else { first };
         self.note(&result, start);
         result.map(|value| Answer { value, repeated })
     }
 
-    /// Ask the node that had the key last, and go where the answers send us.
-    async fn call_once<F, E, W>(&self, resource: &[u8], errand: &Errand<E, W>) -> Result<Value, Error>
+    /// Ask the node that had the key last, from `start` on, and go where the answers send us.
+    async fn call_once<F, E, W>(&self, resource: &[u8], errand: &Errand<E, W>, start: Instant) -> Result<Value, Error>
     where
         E: Fn(Link) -> F + Send + Sync,
         W: Fn() -> bool + Send + Sync,
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        let start = self.handle.now();
         let mut node = locked(&self.routes).node_for(resource);
-        let mut result = self.ask(&node, errand).await;
+        let mut result = self.ask(&node, errand, start).await;
         if matches!(result, Err(Error::Connect(_))) && !Arc::ptr_eq(&node, &self.seed) {
             node = Arc::clone(&self.seed);
-            result = self.ask(&node, errand).await;
+            result = self.ask(&node, errand, self.handle.now()).await;
         }
         for _ in 0..MOST_REDIRECTIONS {
             let Ok(reply) = &result else { break };
             let Some(next) = locked(&self.routes).learn(resource, reply, &node) else { break };
-            if self.handle.now().since(start) >= self.answer_patience().max(MAX_PATIENCE) {
+            let now = self.handle.now();
+            if now.since(start) >= self.answer_patience().max(MAX_PATIENCE) {
                 break;
             }
             node = next;
-            result = self.ask(&node, errand).await;
+            result = self.ask(&node, errand, now).await;
         }
         result
     }
 
-    /// Ask one node. One that fails is not taken for the owner of any key from then on: the cluster may have put
+    /// Ask one node, now. One that fails is not taken for the owner of any key from then on: the cluster may have put
     /// another in its place.
-    async fn ask<F, E, W>(&self, node: &Arc<Node>, errand: &Errand<E, W>) -> Result<Value, Error>
+    async fn ask<F, E, W>(&self, node: &Arc<Node>, errand: &Errand<E, W>, now: Instant) -> Result<Value, Error>
     where
         E: Fn(Link) -> F + Send + Sync,
         W: Fn() -> bool + Send + Sync,
@@ -257,7 +258,8 @@ impl Master {
             if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
-            let value = self.exchange(node, &link, (errand.exchange)(link.clone())).await?;
+            let exchange = pin!((errand.exchange)(link.clone()));
+            let value = self.exchange(node, &link, link.grace(now), exchange).await?;
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();
@@ -278,16 +280,16 @@ impl Master {
         &self,
         node: &Arc<Node>,
         link: &Link,
-        exchange: impl Future<Output = Result<Value, Error>> + Send,
+        grace: Option<Duration>,
+        mut exchange: Pin<&mut (impl Future<Output = Result<Value, Error>> + Send)>,
     ) -> Result<Value, Error> {
-        let Some(grace) = link.grace() else { return exchange.await };
-        match select(std::pin::pin!(exchange), self.handle.sleep(grace)).await {
-            Either::Left((result, _)) => result,
-            Either::Right(((), exchange)) => {
-                node.replace(link);
-                exchange.await
+        if let Some(grace) = grace {
+            match select(exchange.as_mut(), self.handle.sleep(grace)).await {
+                Either::Left((result, _)) => return result,
+                Either::Right(_) => node.replace(link),
             }
         }
+        exchange.await
     }
 
     /// Let the health record, and so the log, know how it went with what began at `start`.

@@ -7,11 +7,10 @@ use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
 use crate::clock::{BootClock, Clock};
-use crate::engine::Session;
-use crate::host::blocking::{self, Ended};
+use crate::host::blocking::Ended;
 use crate::host::pool::Pool;
 use crate::master::guard::Guards;
-use crate::master::health::Summary;
+use crate::master::health::{Journal, Summary};
 use crate::python::endpoint::Endpoint;
 use crate::python::event_loop::LoopSession;
 use crate::python::lease::{LeaseState, Renewals};
@@ -50,7 +49,7 @@ impl Engine {
     /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
     /// raised, and when nothing is left of it.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
-        let caller = Caller::here(py)?;
+        let caller = Caller::here(py, self.pool.here())?;
         let _at_work = operation.lease().map(LeaseState::work);
         let (outcome, reason) = self.perform(py, operation, caller)?;
         // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
@@ -61,7 +60,7 @@ impl Engine {
         }
         let mut again = None;
         if let Some(claim) = outcome.taken()
-            && caller.is_home()
+            && caller.home.is_here()
         {
             // To the end even when another handler raises meanwhile: that is raised then.
             again = self.perform(py, &Operation::release_of(claim), caller)?.1;
@@ -73,7 +72,7 @@ impl Engine {
     fn health(&self) -> Vec<(Option<String>, u64, u64)> {
         let facts =
             |summary: Summary| (summary.failure.map(|error| error.to_string()), summary.errors, summary.timeouts);
-        self.pool.summaries().into_iter().map(facts).collect()
+        self.pool.here().summaries().into_iter().map(facts).collect()
     }
 
     /// How many leases were extended, how many were given back since no holder referred to them, and how long the masters
@@ -83,15 +82,21 @@ impl Engine {
     }
 
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
-        let session = this.get().pool.new_session();
+        let session = this.get().pool.here().new_session();
         LoopSession::new(this.unbind(), session)
     }
 
     /// Log what was noticed of the masters since the last call. A handler that fails must not cost anybody a lock; what
     /// is to end the program is raised when all is logged.
     pub(super) fn write_log(&self, py: Python<'_>) -> PyResult<()> {
+        self.write(py, self.pool.here().journal())
+    }
+}
+
+impl Engine {
+    fn write(&self, py: Python<'_>, journal: &Journal) -> PyResult<()> {
         let mut result = Ok(());
-        for (level, message) in self.pool.journal().take() {
+        for (level, message) in journal.take() {
             match self.log.call1(py, (level as i32, message)) {
                 Err(error) if error.is_instance_of::<PyException>(py) => {
                     error.write_unraisable(py, Some(self.log.bind(py)));
@@ -102,29 +107,25 @@ impl Engine {
         }
         result
     }
-}
 
-impl Engine {
     /// Run an operation to its end: how that was, and what is to be raised.
-    fn perform(&self, py: Python<'_>, operation: &Operation, caller: Caller) -> PyResult<(Outcome, Option<PyErr>)> {
+    fn perform(&self, py: Python<'_>, operation: &Operation, caller: Caller<'_>) -> PyResult<(Outcome, Option<PyErr>)> {
         let (key, begin) = (operation.key(), |masters, cancel| operation.perform(masters, cancel));
         let ended = match waiting::patched_select(py)? {
             // No longer than a master may take to answer.
-            None => py.detach(|| {
-                let work = |session: &mut Session| blocking::run(session, begin, caller.detached());
-                self.pool.with_session(key, MAX_PATIENCE, work)
-            }),
+            None => py.detach(|| caller.home.run(key, MAX_PATIENCE, begin, caller.detached())),
             // Other greenlets, and threads that want the interpreter, would wait as well.
-            Some(select) => self.pool.with_session(key, Duration::ZERO, |session| {
-                blocking::run(session, begin, |sources, timeout| caller.through(&select, sources, timeout))
-            }),
+            Some(select) => {
+                let wait = |sources: &[_], timeout| caller.through(&select, sources, timeout);
+                caller.home.run(key, Duration::ZERO, begin, wait)
+            }
         };
         let (outcome, reason) = match ended {
             Ended::Finished(outcome) => (outcome, None),
             Ended::BrokenOff(outcome, reason) => (outcome, Some(reason)),
             Ended::Inherited(reason) => return Err(reason),
         };
-        let logged = self.write_log(py);
+        let logged = self.write(py, caller.home.journal());
         Ok((outcome, reason.or(logged.err())))
     }
 
@@ -135,6 +136,6 @@ impl Engine {
 
     /// Whether there is something to log.
     pub(super) fn has_news(&self) -> bool {
-        self.pool.journal().has_news()
+        self.pool.here().journal().has_news()
     }
 }

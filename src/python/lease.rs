@@ -13,12 +13,12 @@ use rustix::process::{Pid, getpid};
 use tokio::sync::Notify;
 
 use crate::clock::{BootClock, Clock, Instant};
+use crate::engine::Masters;
 use crate::engine::acquire::Cancel;
 use crate::engine::renew::{Listener, SharedLease, Waits};
-use crate::engine::{Masters, Session};
-use crate::host::blocking::{self, Ended};
+use crate::host::blocking::Ended;
+use crate::host::driver;
 use crate::host::pool::Pool;
-use crate::host::{System, driver};
 use crate::lease::{Lease, Reason, Ttl};
 use crate::python::engine::Engine;
 use crate::python::operation::{script, some};
@@ -115,7 +115,8 @@ impl Listener for Ear {
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct Events {
     inbox: Arc<Inbox>,
-    session: Mutex<Session>,
+    /// Of no masters: sessions that only wait.
+    pool: Pool,
 }
 
 /// Which lease, what, and the TTL in milliseconds of a renewal.
@@ -125,25 +126,25 @@ type News = (u64, &'static str, u64);
 impl Events {
     #[new]
     fn new() -> Self {
-        let session = Session::new(&[], Arc::default(), Arc::new(System::default()));
-        session.spawn(|masters| async move { masters.handle().let_others_wake(None) });
-        Self { inbox: Arc::default(), session: Mutex::new(session) }
+        Self { inbox: Arc::default(), pool: Pool::default() }
     }
 
     fn wait(&self, py: Python<'_>, seconds: f64) -> PyResult<Vec<News>> {
-        let caller = Caller::here(py)?;
+        let caller = Caller::here(py, self.pool.here())?;
         let longest = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let inbox = Arc::clone(&self.inbox);
         let news = |masters: Arc<Masters>, cancel: Cancel| async move {
+            masters.handle().let_others_wake(None);
             let pause = masters.handle().sleep(longest);
             let news = pin!(inbox.news.notified());
             select(select(news, cancel), pause).await;
         };
         let ended = match waiting::patched_select(py)? {
-            None => py.detach(|| blocking::run(&mut locked(&self.session), news, caller.detached())),
-            Some(modules) => blocking::run(&mut locked(&self.session), news, |sources, timeout| {
-                caller.through(&modules, sources, timeout)
-            }),
+            None => py.detach(|| caller.home.run(None, Duration::ZERO, news, caller.detached())),
+            Some(select) => {
+                let wait = |sources: &[_], timeout| caller.through(&select, sources, timeout);
+                caller.home.run(None, Duration::ZERO, news, wait)
+            }
         };
         if let Ended::BrokenOff(_, reason) | Ended::Inherited(reason) = ended {
             return Err(reason);

@@ -9,10 +9,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCFunction, PyDict, PyModule};
 use rustix::io::Errno;
-use rustix::process::{Pid, getpid};
 
 use crate::clock::{BootClock, Clock};
 use crate::host::blocking;
+use crate::host::pool::InProcess;
 use crate::runtime::{Descriptor, Source};
 
 /// Answers take less than this; what takes longer is worth a look at the signals.
@@ -20,8 +20,9 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// Who calls, and what may come between.
 #[derive(Clone, Copy)]
-pub(super) struct Caller {
-    home: Pid,
+pub(super) struct Caller<'a> {
+    /// What there is in the process that called.
+    pub(super) home: &'a InProcess,
     /// Not at the interpreter's end, where destructors are run: nothing else could raise anything, and to come back to an
     /// interpreter that is about to go is not possible.
     hears: bool,
@@ -39,19 +40,14 @@ pub(super) fn prepare(py: Python<'_>) -> PyResult<()> {
     TOOLS.get_or_try_init(py, make).map(drop)
 }
 
-impl Caller {
-    /// The one who calls now.
-    pub(super) fn here(py: Python<'_>) -> PyResult<Self> {
+impl<'a> Caller<'a> {
+    /// The one who calls now, in the process of `home`.
+    pub(super) fn here(py: Python<'_>, home: &'a InProcess) -> PyResult<Self> {
         let is_finalizing = match TOOLS.get(py) {
             Some((_, is_finalizing)) => is_finalizing.call0(py)?.is_truthy(py)?,
             None => true,
         };
-        Ok(Self { home: getpid(), hears: !is_finalizing })
-    }
-
-    /// Whether this is still the process that called, and no child that was forked meanwhile.
-    pub(super) fn is_home(self) -> bool {
-        getpid() == self.home
+        Ok(Self { home, hears: !is_finalizing })
     }
 
     /// Run signal handlers, and raise what they raise, or what another thread has set to be raised in this one: the
@@ -67,7 +63,7 @@ impl Caller {
     }
 
     fn must_be_home(self) -> PyResult<()> {
-        if self.is_home() {
+        if self.home.is_here() {
             return Ok(());
         }
         Err(PyRuntimeError::new_err("forked in the middle of a call, which goes on in the parent process alone"))
