@@ -239,6 +239,10 @@ class Masters:
             logger.warning("%s is listed with several databases: those fail together", host)
 
 
+# Those that may be put in the place of redis-py's own in one client.
+_METHODS = frozenset(("set", "eval", "execute_command"))
+
+
 class _Patches:
     """What may have been put in the place of redis-py's own methods, in clients or in their classes."""
 
@@ -266,7 +270,8 @@ class _Patches:
         if size != self._size:
             if any(map(_is_patched_in, self._namespaces)):
                 return True
-            self._size = size
+            if all(map(_METHODS.isdisjoint, self._namespaces)):
+                self._size = size
         return False
 
 
