@@ -82,6 +82,7 @@ pub struct Lease {
     end: Option<Reason>,
     is_told: bool,
     release: Option<bool>,
+    is_given_back: bool,
 }
 
 /// The plan of a lease that is renewed.
@@ -104,6 +105,7 @@ impl Lease {
             end: None,
             is_told: false,
             release: None,
+            is_given_back: false,
         }
     }
 
@@ -162,6 +164,12 @@ impl Lease {
         self.release.is_some()
     }
 
+    /// Whether the masters have answered its release.
+    #[must_use]
+    pub const fn is_given_back(&self) -> bool {
+        self.is_given_back
+    }
+
     /// Whether it could still be relied on when it was released; `None` before.
     #[must_use]
     pub const fn released_in_time(&self) -> Option<bool> {
@@ -200,6 +208,9 @@ impl Lease {
     fn renewal_ttl(&self, now: Instant, renewal: Renewal) -> Option<Ttl> {
         let Some(end) = renewal.hold_until else { return Some(self.ttl) };
         let at = now.max(renewal.renew_at);
+        if at >= end {
+            return None;
+        }
         let left = u64::try_from(end.since(at).as_millis()).unwrap_or(u64::MAX);
         let ttl = Ttl { ms: self.ttl.ms.min(left), ..self.ttl };
         (ttl.expires_at(at) > self.expires_at.after(Duration::from_millis(1))).then_some(ttl)
@@ -292,5 +303,6 @@ impl Lease {
     /// What the masters said to the release: whether a quorum had it until then.
     pub fn end_release(&mut self, was_held: bool) {
         self.release = self.release.map(|in_time| in_time && was_held);
+        self.is_given_back = true;
     }
 }

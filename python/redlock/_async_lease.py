@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
 from redlock._connections import logger
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from redlock._async_leasing import AsyncOperations
     from redlock._types import HeldLike, Reason
+
+T = TypeVar("T")
 
 
 class AsyncLoss:
@@ -168,7 +170,8 @@ class AsyncLease(LeaseBase):
         asking = asyncio.current_task()
         self._asking.add(asking)
         try:
-            reason = await self._operations.extend_lease(self._state, self.key, ttl)
+            # In a task of its own: a caller that is cancelled does not wait for its end, but the release does.
+            reason = await asyncio.shield(self._start(self._operations.extend_lease(self._state, self.key, ttl)))
             self._tell_loss()
         finally:
             self._asking.discard(asking)
@@ -183,8 +186,9 @@ class AsyncLease(LeaseBase):
         """
         if self._is_inherited():
             return
+        release = self._operations.release_lease(self._state, self.key)
         try:
-            await self._operations.release_lease(self._state, self.key)
+            await (asyncio.shield(self._start(release)) if self._state.is_kept or self._work else release)
         except asyncio.CancelledError:
             # This may be the last that the loop does. In case it goes on, so does the release, after an extension.
             self._operations.begin_release(self.key)
@@ -218,10 +222,11 @@ class AsyncLease(LeaseBase):
             self._operations.write_log()
         self._tell_loss()
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+        return task
 
     def _set_alarm(self) -> None:
         """Have the loop look at it when its validity ends, for the block that it is held for."""

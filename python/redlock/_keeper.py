@@ -34,15 +34,19 @@ class Keeper:
     def __init__(self) -> None:
         self._events = Events()
         self._kept: dict[int, ref[LeaseBase]] = {}
+        self._dropped: list[Callable[[], object]] = []  # what releases those that nothing refers to any more
         self._numbers = itertools.count()
         self._at_work = threading.Lock()  # held by the thread, and taken by no other
 
-    def keep(self, lease: LeaseBase, max_hold: float | None) -> Callable[[], object]:
+    def keep(
+        self, lease: LeaseBase, max_hold: float | None, give_back: Callable[[], object] | None = None
+    ) -> Callable[[], object]:
         """Have a lease renewed until it ends or nothing refers to it any more.
 
         Args:
             lease: that was just granted.
             max_hold: seconds after which it ends; ``None``: no bound.
+            give_back: releases it when nothing refers to it any more, if the engine cannot.
 
         Returns:
             What is to be called when it has ended.
@@ -52,10 +56,15 @@ class Keeper:
         """
         number, kept = next(self._numbers), self._kept
 
-        def forget(_: object = None) -> None:
+        def forget() -> None:
             kept.pop(number, None)
 
-        kept[number] = ref(lease, forget)
+        def drop(_: object) -> None:
+            if number in kept and give_back:
+                self._dropped.append(give_back)
+            forget()
+
+        kept[number] = ref(lease, drop)
         try:
             if not self._at_work.locked():
                 start_thread(self._run, "redlock-keeper")
@@ -68,14 +77,19 @@ class Keeper:
     def _run(self) -> None:
         while self._at_work.acquire(blocking=False):  # or there is a thread already
             try:
-                while self._kept:
+                while self._kept or self._dropped:
                     self._attend()
             finally:
                 self._at_work.release()
-            if not self._kept:  # what has come since would have found us at work
+            if not self._kept and not self._dropped:  # what has come since would have found us at work
                 return
 
     def _attend(self) -> None:
+        while self._dropped:
+            try:
+                self._dropped.pop()()
+            except BaseException:  # noqa: BLE001 - there are other leases
+                logger.exception("Error releasing what nothing refers to any more")
         news = self._events.wait(LONGEST_WAIT)
         # To tell a holder in time goes before everything else.
         for number, what, ttl in sorted(news, key=lambda each: each[1] != "lost"):

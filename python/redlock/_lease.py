@@ -353,7 +353,8 @@ class Lease(LeaseBase):
         """
         self._unreleased = Unreleased(self.resource)
         try:
-            self._forget = self._operations.keeper.keep(self, max_hold)
+            give_back = self._operations.giving_back(self.key)
+            self._forget = self._operations.keeper.keep(self, max_hold, give_back)
         except RuntimeError:
             if threading.main_thread().is_alive():
                 raise

@@ -165,6 +165,17 @@ class Operations(Terms["Redlock"]):
                 said = self._manager._release_all(self._resources, key)  # noqa: SLF001
             state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
 
+    def giving_back(self, key: Encodable) -> Callable[[], None] | None:
+        """What releases a lease that nothing refers to any more; ``None`` where the engine does."""
+        if self._engine():
+            return None
+
+        def give_back() -> None:
+            self.give_back(key)
+            self.counters.ended(lost=False)
+
+        return give_back
+
     def give_back(self, key: Encodable) -> None:
         """Release what was taken for a lease that was not made."""
         self._manager._release_all(self._resources, key)  # noqa: SLF001

@@ -5,7 +5,7 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_util::future::{Either, select};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
@@ -16,7 +16,7 @@ use crate::engine::extend::{self, extend};
 use crate::engine::release::{self, release};
 use crate::lease::{Lease, Reason, Step, Ttl};
 use crate::planted::{self, Bug};
-use crate::runtime::{Handle, locked};
+use crate::runtime::{Alarm, Handle, locked};
 use crate::script::Claim;
 
 /// What is told of a lease while it is renewed: in the thread that renews, so it must not wait for anything.
@@ -46,6 +46,8 @@ pub struct SharedLease {
     turn: AsyncMutex<()>,
     /// The state has changed in a way that the task that renews it must know of.
     changed: Notify,
+    /// The task may not have begun yet.
+    hurry: OnceLock<Alarm>,
     is_abandoned: AtomicBool,
     /// Extensions go on no more, and give the lock to no master again.
     is_given_back: Arc<AtomicBool>,
@@ -68,6 +70,7 @@ impl SharedLease {
             state: Mutex::new(state),
             turn: AsyncMutex::default(),
             changed: Notify::new(),
+            hurry: OnceLock::new(),
             is_abandoned: AtomicBool::new(false),
             is_given_back: Arc::default(),
             listener,
@@ -95,7 +98,7 @@ impl SharedLease {
     /// No holder refers to it any more: it is renewed no more. Returns whether it is still to be released.
     pub fn abandon(&self) -> bool {
         self.is_abandoned.store(true, Ordering::Relaxed);
-        let is_held = self.with(|state| !state.is_released());
+        let is_held = self.with(|state| !state.is_given_back());
         if is_held {
             self.changed.notify_one();
         }
@@ -132,7 +135,7 @@ impl SharedLease {
     /// Ask the masters to extend it, once. The caller has the turn.
     async fn try_to_extend(&self, masters: &Masters, ttl: Ttl) -> Result<(), Reason> {
         let start = masters.handle().now();
-        let until = self.with(|state| state.extension_sent(start, ttl))?;
+        let until = self.sent(start, ttl)?;
         let request = extend::Request {
             claim: Arc::clone(&self.claim),
             ttl_ms: ttl.ms,
@@ -164,16 +167,27 @@ impl SharedLease {
         result
     }
 
-    /// An extension by the clients' own methods is about to be asked for.
+    /// An extension is about to be asked for, perhaps by the clients' own methods.
     ///
     /// Returns until when it may go on. `Err` if the lease has ended.
-    pub fn foreign_sent(&self, now: Instant, ttl: Ttl) -> Result<Instant, Reason> {
-        let until = self.with(|state| state.extension_sent(now, ttl));
-        self.changed.notify_one();
+    pub fn sent(&self, now: Instant, ttl: Ttl) -> Result<Instant, Reason> {
+        let (until, is_sooner) = self.with(|state| {
+            let before = state.lost_at();
+            (state.extension_sent(now, ttl), state.lost_at() < before)
+        });
+        if is_sooner {
+            self.changed.notify_one();
+            self.hurry.get().inspect(|hurry| hurry());
+        }
         until
     }
 
-    /// It has ended.
+    /// Have this called when something is due earlier than it was.
+    pub fn on_hurry(&self, hurry: Alarm) {
+        _ = self.hurry.set(hurry);
+    }
+
+    /// An extension by the clients' own methods has ended.
     pub fn foreign_ended(&self, now: Instant, ttl: Ttl, answers: Result<Instant, Reason>) -> Result<(), Reason> {
         self.extension_ended(now, ttl, answers)
     }
@@ -266,9 +280,10 @@ pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits)
     let is_first = lease.begin_release(masters.handle().now());
     let turn = match waits {
         Waits::ForTurn if !planted::is(Bug::KeeperGoesOn) => Some(lease.turn(masters.handle()).await),
+        Waits::ForNothing if !is_first => return None,
         _ => None,
     };
-    if !is_first {
+    if lease.with(|state| state.is_given_back()) {
         return None;
     }
     let answers = release(masters, &lease.claim).await;

@@ -42,7 +42,9 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
         Step::Renew(_) | Step::Lose(_) => now,
         Step::Over => return Ok(()),
     };
-    current().post(Job { home: Arc::clone(pool.here()), lease, task: Task::Keep }, due)
+    let process = current();
+    lease.on_hurry(Arc::new(|| process.hurry()));
+    process.post(Job { home: Arc::clone(pool.here()), lease, task: Task::Keep }, due)
 }
 
 /// Release a lease, although no caller waits for it.
@@ -135,6 +137,13 @@ impl Process {
         Ok(())
     }
 
+    /// Look for jobs now: one is due earlier than it was.
+    fn hurry(&self) {
+        let mut mail = locked(&self.mail);
+        mail.wakes_at = Instant::default();
+        self.wake(&mail);
+    }
+
     fn wake(&self, mail: &Mail) {
         if self.is_asleep.swap(false, Ordering::SeqCst)
             && let Some(alarm) = &mail.alarm
@@ -161,7 +170,6 @@ impl Process {
             return;
         }
         mail.finish = Finish::Asked;
-        mail.wakes_at = Instant::default();
         self.wake(&mail);
         let waited = self.ended.wait_timeout_while(mail, patience, |mail| mail.alarm.is_some());
         waited.unwrap_or_else(PoisonError::into_inner).0.finish = Finish::No;

@@ -270,7 +270,7 @@ impl LeaseState {
 
     /// An extension by the clients' own methods begins. Why there is none, if the lease has ended.
     fn begin_extension(&self, ttl_ms: u64, drift_ms: u64) -> Option<&'static str> {
-        self.lease.foreign_sent(BootClock.now(), Ttl { ms: ttl_ms, drift_ms }).err().map(word)
+        self.lease.sent(BootClock.now(), Ttl { ms: ttl_ms, drift_ms }).err().map(word)
     }
 
     /// It has ended: with the moment of the new end of validity, or with the reason why there is none. Why the lease was
