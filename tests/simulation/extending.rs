@@ -99,7 +99,7 @@ impl World {
             self.workers[worker].doing = Doing::Holding(hold);
             return;
         }
-        if hold.keeps && !is_extending && self.draws_abandonment() {
+        if hold.keeps && !is_extending && self.drops(&hold) {
             self.abandon(worker, &hold);
             return self.rest(worker);
         }
@@ -160,9 +160,9 @@ impl World {
             let request = Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back };
             seat.start(move |masters| async move { Ended::Plain(extend(&masters, &request).await) })
         } else {
-            seat.start(move |masters| async move {
-                Ended::Lease(extend_lease(&masters, &lease, ttl, Waits::ForTurn).await)
-            })
+            seat.start(
+                move |masters| async move { Ended::Lease(extend_lease(&masters, &lease, ttl, Waits::ForTurn).await) },
+            )
         };
         self.dirty.insert(session);
         self.extensions.push(extension);

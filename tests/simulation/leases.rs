@@ -104,6 +104,8 @@ struct Book {
     abandoned_at: Option<Instant>,
     /// When its release began, by the client's own clock and in truth.
     released_at: Option<(Instant, Nanos)>,
+    /// The driver released it, and its thread was not scheduled meanwhile: connections may not have been made in time.
+    is_released_late: bool,
 }
 
 /// A release by a driver.
@@ -162,8 +164,15 @@ impl World {
         let (claim, quorum) = (Arc::clone(&held.claim), quorum::majority(self.nodes.len()));
         let state = Lease::new(now, ttl, held.expires_at);
         let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(ear)));
-        let (is_kept, is_extending, abandoned_at, released_at) = Default::default();
-        let book = Book { lease: Arc::clone(&lease), worker, is_kept, is_extending, abandoned_at, released_at };
+        let book = Book {
+            lease: Arc::clone(&lease),
+            worker,
+            is_kept: false,
+            is_extending: false,
+            abandoned_at: None,
+            released_at: None,
+            is_released_late: false,
+        };
         self.leases.books.insert(op, book);
         self.leases.ops.insert(held.claim.key.clone(), op);
         self.leases.held.push(op);
@@ -188,10 +197,14 @@ impl World {
         after
     }
 
-    /// Whether the holder of a lease that is renewed drops it.
-    pub fn draws_abandonment(&mut self) -> bool {
+    /// Whether the holder of a lease that is renewed drops it. Not while the session of an event loop still waits for an
+    /// answer about it: the driver has no such session, and its release could overtake the `SET`.
+    pub fn drops(&mut self, hold: &Hold) -> bool {
+        let taken_on = &self.seats[self.oracle.ops[hold.op].session];
+        let is_loop = self.clients[taken_on.client].plan.sharing == Sharing::Loop;
+        let owes = is_loop && taken_on.session.awaits(Some(&hold.lease.claim().key));
         let Leases { habits, random, .. } = &mut self.leases;
-        random.random_bool(habits.abandons)
+        random.random_bool(habits.abandons) && !owes
     }
 
     /// A holder drops its lease without a release: the driver releases it when it comes to that.
@@ -206,6 +219,8 @@ impl World {
         }
         let now = self.shown(client);
         self.leases.books.get_mut(&op).unwrap().abandoned_at = Some(now);
+        let own = self.give_up_session(worker);
+        self.clients[client].idle.extend(own);
         let delay = if self.leases.habits.is_late > 0.0 { self.draw_lateness() } else { 0 };
         self.post(client, op, Task::Release, delay);
     }
@@ -281,13 +296,8 @@ impl World {
 
     /// As `Home::lend` does: a session of the manager that took the lock, or a new one.
     fn lend_to_driver(&mut self, client: usize, op: usize) -> usize {
-        let Book { lease, worker, .. } = &self.leases.books[&op];
-        let (key, worker) = (lease.claim().key.clone(), *worker);
-        let lent = match self.clients[client].plan.sharing {
-            Sharing::Own => self.idle_session_of(worker, &key),
-            Sharing::Loop | Sharing::Pool => self.lend(client, Some(&key)),
-        };
-        let session = lent.unwrap_or_else(|| {
+        let key = self.leases.books[&op].lease.claim().key.clone();
+        let session = self.lend(client, Some(&key)).unwrap_or_else(|| {
             let random = StdRng::from_rng(&mut self.leases.random);
             self.add_session(client, random)
         });
@@ -392,10 +402,11 @@ impl World {
             let client = self.seats[session].client;
             self.seats[session].is_lane = false;
             self.leave(session);
-            if self.clients[client].plan.sharing != Sharing::Own {
-                self.clients[client].idle.push(session);
-            }
-            let key = self.leases.books[&op].lease.claim().key.clone();
+            self.clients[client].idle.push(session);
+            let is_late = self.late_in_all(client) > late_before;
+            let book = self.leases.books.get_mut(&op).unwrap();
+            book.is_released_late = is_late;
+            let key = book.lease.claim().key.clone();
             self.end_lease(op, &key, &answers.unwrap_or_default(), late_before);
         }
     }
@@ -444,19 +455,26 @@ impl World {
         }
         // It may still be extended by hand.
         let at = self.now() + self.lease_bound() + 12 * self.plan.longest_delay();
-        self.schedule(at, Event::HoldEnded { op });
+        let late_before = self.late_in_all(client);
+        self.schedule(at, Event::HoldEnded { op, late_before });
     }
 
     /// By now, masters that were within reach do not have it any more, unless the driver was away.
-    pub fn check_hold_ended(&mut self, op: usize) {
+    pub fn check_hold_ended(&mut self, op: usize, late_before: Nanos) {
         let Book { lease, worker, .. } = &self.leases.books[&op];
         let (key, client) = (lease.claim().key.clone(), self.workers[*worker].client);
-        let back_at = self.clients[client].paused_until.max(self.leases.drivers[client].late_until);
-        let at = back_at + self.lease_bound() + 12 * self.plan.longest_delay();
+        let at = self.clients[client].paused_until + self.lease_bound() + 12 * self.plan.longest_delay();
         if self.now() < at {
-            return self.schedule(at, Event::HoldEnded { op });
+            return self.schedule(at, Event::HoldEnded { op, late_before });
         }
-        self.look_for_key(&key);
+        if self.late_in_all(client) == late_before {
+            self.look_for_key(&key);
+        }
+    }
+
+    /// Whether the driver released it, and was not there all the time.
+    pub fn was_released_late(&self, op: usize) -> bool {
+        self.leases.books.get(&op).is_some_and(|book| book.is_released_late)
     }
 }
 

@@ -788,6 +788,9 @@ impl World {
         let Some(attempt) = self.oracle.attempts.get(key) else { return };
         let Some(op) = self.oracle.ops.get(attempt.op) else { return };
         let (client, resources, began) = (op.client, op.resources.clone(), attempt.began);
+        if self.was_released_late(attempt.op) {
+            return;
+        }
         // A slow network may still carry what was written long before.
         let sent = attempt.conns.iter().map(|&conn| self.conns[conn].last_up).max().unwrap_or(0);
         if sent >= self.now() {

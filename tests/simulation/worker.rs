@@ -18,7 +18,7 @@ use super::extending::Hold;
 use super::leases::drift_ms;
 use super::plan::{Sharing, log_uniform, resources};
 use super::time::{MS, Nanos};
-use super::world::{Event, Seat, World};
+use super::world::{Event, World};
 
 /// One caller: a thread or a task of a client.
 pub struct Worker {
@@ -180,6 +180,9 @@ impl World {
     pub fn take_session(&mut self, worker: usize, key: Option<&[u8]>) -> usize {
         let Worker { client, session, .. } = self.workers[worker];
         let session = session.or_else(|| self.lend(client, key)).unwrap_or_else(|| self.new_session(client));
+        if self.clients[client].plan.sharing == Sharing::Own {
+            self.workers[worker].session = Some(session);
+        }
         self.attend(session);
         session
     }
@@ -189,12 +192,11 @@ impl World {
         Some(self.clients[client].idle.remove(index))
     }
 
-    /// The session of a worker that has one of its own, if nobody works on it and it may be lent for this key.
-    pub fn idle_session_of(&self, worker: usize, key: &[u8]) -> Option<usize> {
-        self.workers[worker].session.filter(|&session| {
-            let Seat { session, attended, .. } = &self.seats[session];
-            !attended && (session.awaits(Some(key)) || !session.awaits(None))
-        })
+    /// A worker that has a session of its own leaves it to its driver, and takes another one.
+    pub fn give_up_session(&mut self, worker: usize) -> Option<usize> {
+        let Worker { client, session, .. } = self.workers[worker];
+        let own = session.filter(|_| self.clients[client].plan.sharing == Sharing::Own)?;
+        (!self.seats[own].attended).then(|| self.workers[worker].session.take())?
     }
 
     pub fn attend(&mut self, session: usize) {

@@ -63,7 +63,7 @@ pub enum Event {
     /// A lease was held for as long as it may be.
     HoldEnds { op: usize },
     /// By now it is gone from masters that were within reach.
-    HoldEnded { op: usize },
+    HoldEnded { op: usize, late_before: Nanos },
 }
 
 /// A master as the world knows it: whether it runs.
@@ -357,7 +357,7 @@ impl World {
             Event::Extend { worker, op } => self.step_to_extend(worker, op),
             Event::Drive { client } => self.drive(client),
             Event::HoldEnds { op } => self.end_hold(op),
-            Event::HoldEnded { op } => self.check_hold_ended(op),
+            Event::HoldEnded { op, late_before } => self.check_hold_ended(op, late_before),
         }
     }
 
