@@ -36,9 +36,15 @@ impl Home {
         self.0.new_session()
     }
 
-    /// A session for a release: the one that still waits for an answer about `key`, if that is to be had.
-    pub(super) fn lend(&self, key: &[u8]) -> Session {
-        self.0.take(Some(key), Duration::ZERO).0.unwrap_or_else(|| self.new_session())
+    /// The session that still waits for an answer about `key`, if there is one and no caller works on it: a release that
+    /// took another way could overtake what it undoes.
+    pub(super) fn lend_owing(&self, key: &[u8]) -> Option<Session> {
+        let mut sessions = locked(&self.0.sessions);
+        let index = sessions.idle.iter().position(|session| session.awaits(Some(key)))?;
+        let mut session = sessions.idle.remove(index);
+        drop(sessions);
+        catch_up(&mut session);
+        Some(session)
     }
 
     /// The session is not used any more for now.
