@@ -108,6 +108,13 @@ struct Book {
     is_released_late: bool,
 }
 
+/// A lease that a driver renews: whether it is to be given back in the end.
+struct Renewing {
+    op: usize,
+    session: usize,
+    result: oneshot::Receiver<bool>,
+}
+
 /// A release by a driver.
 struct Release {
     op: usize,
@@ -126,6 +133,7 @@ pub struct Leases {
     ops: BTreeMap<Vec<u8>, usize>,
     /// Those whose release has not begun.
     held: Vec<usize>,
+    renewing: Vec<Renewing>,
     releases: Vec<Release>,
 }
 
@@ -140,8 +148,8 @@ impl Leases {
             is_late: *[0.0, 0.0, 0.02, 0.2].choose(&mut random).unwrap(),
         };
         let drivers = plan.clients.iter().map(|_| Driver::default()).collect();
-        let (inbox, books, ops, held, releases) = Default::default();
-        Self { habits, random, inbox, drivers, books, ops, held, releases }
+        let (inbox, books, ops, held, renewing, releases) = Default::default();
+        Self { habits, random, inbox, drivers, books, ops, held, renewing, releases }
     }
 }
 
@@ -261,7 +269,7 @@ impl World {
         }
         let jobs = std::mem::take(&mut self.leases.drivers[client].jobs);
         let releases: Vec<usize> = jobs.into_iter().filter_map(|(op, task)| self.begin_job(client, op, task)).collect();
-        // As in the thread: first what it renews, then what it releases.
+        // As in the thread: first what it renews, then what it releases on other sessions.
         let renewals = self.leases.drivers[client].session;
         renewals.into_iter().chain(releases).for_each(|session| self.turn(session));
     }
@@ -271,7 +279,8 @@ impl World {
         let lease = Arc::clone(&self.leases.books[&op].lease);
         if task == Task::Keep {
             let session = self.driver_session(client);
-            self.seats[session].session.spawn(|masters| keep(masters, lease));
+            let result = self.seats[session].session.start(|masters| keep(masters, lease));
+            self.leases.renewing.push(Renewing { op, session, result });
             return None;
         }
         let session = self.lend_to_driver(client, op);
@@ -294,13 +303,14 @@ impl World {
         session
     }
 
-    /// As `Home::lend` does: a session of the manager that took the lock, or a new one.
+    /// As the thread does: the session that still waits for an answer about the lock, or the driver's own.
     fn lend_to_driver(&mut self, client: usize, op: usize) -> usize {
-        let key = self.leases.books[&op].lease.claim().key.clone();
-        let session = self.lend(client, Some(&key)).unwrap_or_else(|| {
-            let random = StdRng::from_rng(&mut self.leases.random);
-            self.add_session(client, random)
-        });
+        let key = &self.leases.books[&op].lease.claim().key;
+        let idle = &self.clients[client].idle;
+        let Some(index) = idle.iter().position(|&session| self.seats[session].session.awaits(Some(key))) else {
+            return self.driver_session(client);
+        };
+        let session = self.clients[client].idle.remove(index);
         self.attend_as_driver(session);
         session
     }
@@ -326,8 +336,9 @@ impl World {
             self.note_told(op, &told);
         }
         self.note_released();
-        self.end_releases(session);
         let client = self.seats[session].client;
+        self.end_renewals(client, session);
+        self.end_releases(session);
         let Leases { habits, random, .. } = &mut self.leases;
         if self.seats[session].is_lane && habits.is_late > 0.0 && random.random_bool(habits.is_late) {
             let delay = self.draw_lateness();
@@ -393,6 +404,17 @@ impl World {
         }
     }
 
+    /// What is held for as long as it may be is released.
+    fn end_renewals(&mut self, client: usize, session: usize) {
+        let mut given_back = Vec::new();
+        self.leases.renewing.retain_mut(|renewing| {
+            let ended = if renewing.session == session { renewing.result.try_recv().ok() } else { None };
+            given_back.extend(ended.filter(|&is_given_back| is_given_back).map(|_| renewing.op));
+            ended.is_none()
+        });
+        given_back.into_iter().for_each(|op| self.post(client, op, Task::Release, 0));
+    }
+
     fn end_releases(&mut self, session: usize) {
         let ended = |(index, release): (usize, &mut Release)| {
             (release.session == session).then(|| release.result.try_recv().ok()).flatten().map(|result| (index, result))
@@ -400,14 +422,18 @@ impl World {
         while let Some((index, answers)) = self.leases.releases.iter_mut().enumerate().find_map(ended) {
             let Release { op, late_before, .. } = self.leases.releases.remove(index);
             let client = self.seats[session].client;
-            self.seats[session].is_lane = false;
-            self.leave(session);
-            self.clients[client].idle.push(session);
+            if self.leases.drivers[client].session != Some(session) {
+                self.seats[session].is_lane = false;
+                self.leave(session);
+                self.clients[client].idle.push(session);
+            }
             let is_late = self.late_in_all(client) > late_before;
             let book = self.leases.books.get_mut(&op).unwrap();
             book.is_released_late = is_late;
             let key = book.lease.claim().key.clone();
-            self.end_lease(op, &key, &answers.unwrap_or_default(), late_before);
+            if book.abandoned_at.is_some() {
+                self.end_lease(op, &key, &answers.unwrap_or_default(), late_before);
+            }
         }
     }
 
