@@ -256,8 +256,9 @@ impl Lanes {
         drop(mail);
         jobs.into_iter().for_each(|job| self.begin(job));
         if is_asked {
-            let jobs: Vec<Job> = self.lanes.iter_mut().flat_map(Lane::finish).collect();
-            jobs.into_iter().for_each(|job| self.begin(job));
+            for job in self.lanes.iter_mut().flat_map(Lane::finish).collect::<Vec<_>>() {
+                self.begin(job);
+            }
         }
     }
 
