@@ -249,7 +249,7 @@ impl Lease {
             let full = ttl.duration();
             let notice = (full / NOTICE_PART).max(LEAST_NOTICE).min(full / RENEWAL_PART);
             renewal.lost_at = if planted::is(Bug::LateLoss) { end.after(notice) } else { end.before(notice) };
-            renewal.renew_at = expires_at.before(full - full / RENEWAL_PART);
+            renewal.renew_at = expires_at.before(full.saturating_sub(full / RENEWAL_PART));
         }
     }
 
