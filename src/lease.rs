@@ -261,7 +261,7 @@ impl Lease {
             let full = ttl.duration();
             let notice = (full / NOTICE_PART).max(LEAST_NOTICE).min(full / RENEWAL_PART);
             renewal.lost_at = if planted::is(Bug::LateLoss) { end.after(notice) } else { end.before(notice) };
-            renewal.renew_at = expires_at.before(full - full / RENEWAL_PART);
+            renewal.renew_at = expires_at.before(full.saturating_sub(full / RENEWAL_PART));
         }
     }
 
@@ -304,5 +304,184 @@ impl Lease {
     pub fn end_release(&mut self, was_held: bool) {
         self.release = self.release.map(|in_time| in_time && was_held);
         self.is_given_back = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: Duration = Duration::from_secs(100);
+
+    /// This many milliseconds after the lease was granted.
+    fn at(ms: u64) -> Instant {
+        Instant::from_zero(START + Duration::from_millis(ms))
+    }
+
+    const fn ttl(ms: u64) -> Ttl {
+        Ttl { ms, drift_ms: 0 }
+    }
+
+    /// One that was granted for so many milliseconds, and is renewed.
+    fn renewed(ms: u64, max_hold: Option<u64>) -> Lease {
+        let mut lease = Lease::new(at(0), ttl(ms), ttl(ms).expires_at(at(0)));
+        lease.renew(at(0), max_hold.map(Duration::from_millis));
+        lease
+    }
+
+    #[test]
+    fn it_is_renewed_when_a_third_of_its_ttl_has_passed() {
+        let lease = renewed(9000, None);
+        assert_eq!(lease.next(at(0)), Step::Wait(at(3000)));
+        assert_eq!(lease.next(at(2999)), Step::Wait(at(3000)));
+        assert_eq!(lease.next(at(3000)), Step::Renew(ttl(9000)));
+    }
+
+    #[test]
+    fn a_renewal_counts_from_the_moment_it_was_asked_for() {
+        let mut lease = renewed(9000, None);
+        lease.extended(at(3500), ttl(9000), ttl(9000).expires_at(at(3000))).unwrap();
+        assert_eq!(lease.next(at(3500)), Step::Wait(at(6000)));
+        assert_eq!(lease.validity(), Duration::from_millis(8500));
+    }
+
+    #[test]
+    fn one_that_is_not_renewed_has_nothing_to_be_done() {
+        let lease = Lease::new(at(0), ttl(9000), at(9000));
+        assert_eq!(lease.next(at(10_000)), Step::Over);
+        assert_eq!(lease.why_not(at(9000)), Some(Reason::Expired));
+    }
+
+    #[test]
+    fn another_try_comes_after_a_twentieth_of_the_ttl_but_a_second_at_most() {
+        for (ms, pause) in [(9000, 450), (60_000, 1000)] {
+            let mut lease = renewed(ms, None);
+            let now = ms / 3;
+            assert!(!lease.extension_failed(at(now), Reason::Unavailable));
+            assert_eq!(lease.next(at(now)), Step::Wait(at(now + pause)));
+            assert_eq!(lease.next(at(now + pause)), Step::Renew(ttl(ms)));
+        }
+    }
+
+    #[test]
+    fn the_holder_has_notice_of_the_loss() {
+        for (ms, notice) in [(10_000, 500), (600, 50), (90, 30)] {
+            let mut lease = renewed(ms, None);
+            assert_eq!(lease.lost_at(), at(ms - notice));
+            lease.extension_failed(at(ms - notice - 1), Reason::Unavailable);
+            assert_eq!(lease.next(at(ms - notice - 1)), Step::Wait(at(ms - notice)));
+            assert_eq!(lease.next(at(ms - notice)), Step::Lose(Reason::Unavailable));
+            assert_eq!(lease.next(at(ms)), Step::Lose(Reason::Expired));
+        }
+    }
+
+    #[test]
+    fn what_may_be_held_only_so_long_ends_on_time() {
+        let mut lease = renewed(9000, Some(10_000));
+        assert_eq!(lease.next(at(3000)), Step::Renew(ttl(7000)));
+        lease.extended(at(3000), ttl(7000), at(10_000)).unwrap();
+        assert_eq!(lease.expires_at(), at(10_000));
+        // No renewal would make it longer.
+        assert_eq!(lease.next(at(9000)), Step::Wait(lease.lost_at()));
+        assert_eq!(lease.next(lease.lost_at()), Step::Lose(Reason::Expired));
+        assert!(lease.lose(Reason::Expired));
+        assert_eq!(lease.next(at(9800)), Step::GiveBackAt(at(10_000)));
+        assert_eq!(lease.remaining(at(9800)), Duration::ZERO);
+        assert!(lease.begin_release(at(10_000)));
+        assert_eq!(lease.next(at(10_000)), Step::Over);
+    }
+
+    #[test]
+    fn one_that_may_be_held_for_less_than_its_ttl_is_given_back() {
+        let mut lease = renewed(9000, Some(2000));
+        assert_eq!(lease.remaining(at(0)), Duration::from_secs(2));
+        assert_eq!(lease.next(at(0)), Step::Wait(at(1550)));
+        lease.lose(Reason::Expired);
+        assert_eq!(lease.next(at(1550)), Step::GiveBackAt(at(2000)));
+    }
+
+    #[test]
+    fn one_that_is_lost_before_is_not_given_back() {
+        let mut lease = renewed(9000, Some(60_000));
+        lease.lose(Reason::TakenOver);
+        assert_eq!(lease.next(at(1)), Step::Over);
+    }
+
+    #[test]
+    fn an_extension_for_a_shorter_time_may_take_effect_though_it_fails() {
+        let mut lease = renewed(9000, None);
+        let until = lease.extension_sent(at(1000), ttl(2000)).unwrap();
+        assert_eq!(lease.expires_at(), at(3000));
+        assert_eq!(until, at(2900));
+        assert!(!lease.extension_failed(at(1500), Reason::Unavailable));
+        assert_eq!(lease.remaining(at(1500)), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn an_extension_that_fails_leaves_the_later_end() {
+        let mut lease = renewed(9000, None);
+        lease.extension_sent(at(3000), ttl(9000)).unwrap();
+        lease.extension_failed(at(3500), Reason::Unavailable);
+        assert_eq!(lease.expires_at(), at(9000));
+    }
+
+    #[test]
+    fn the_first_reason_stays() {
+        let mut lease = renewed(9000, None);
+        assert!(lease.extension_failed(at(3000), Reason::TakenOver));
+        assert!(!lease.lose(Reason::Unavailable));
+        assert_eq!(lease.why_not(at(10_000)), Some(Reason::TakenOver));
+        assert_eq!(lease.extended(at(3000), ttl(9000), at(12_000)), Err(Reason::TakenOver));
+        assert_eq!(lease.extension_sent(at(3000), ttl(9000)), Err(Reason::TakenOver));
+        assert!(lease.is_told());
+    }
+
+    #[test]
+    fn a_release_is_in_time_or_it_is_not() {
+        let released = |now, was_held| {
+            let mut lease = renewed(9000, None);
+            assert_eq!(lease.released_in_time(), None);
+            assert!(lease.begin_release(at(now)) && !lease.begin_release(at(now)));
+            lease.end_release(was_held);
+            assert!(!lease.is_told());
+            (lease.released_in_time().unwrap(), lease.why_not(at(now)).unwrap())
+        };
+        assert_eq!(released(8999, true), (true, Reason::Released));
+        assert_eq!(released(8999, false), (false, Reason::Released));
+        assert_eq!(released(9000, true), (false, Reason::Expired));
+    }
+
+    proptest! {
+        /// Nothing but an extension that a quorum granted makes it last longer.
+        #[test]
+        fn it_lasts_longer_only_when_extended(
+            max_hold in proptest::option::of(1_u64..20_000),
+            steps in prop::collection::vec((0_u64..3000, 1_u64..12_000, 0..4), 1..40),
+        ) {
+            let mut lease = renewed(9000, max_hold);
+            let mut now = 0;
+            for (pause, ms, what) in steps {
+                let end = |lease: &Lease, now| at(now).after(lease.remaining(at(now)));
+                let before = end(&lease, now);
+                now += pause;
+                match what {
+                    0 => _ = lease.extension_sent(at(now), ttl(ms)),
+                    1 => _ = lease.extension_failed(at(now), Reason::Unavailable),
+                    2 if lease.lose(Reason::TakenOver) => prop_assert_eq!(lease.remaining(at(now)), Duration::ZERO),
+                    2 => {}
+                    _ => {
+                        let granted = lease.extended(at(now), ttl(ms), ttl(ms).expires_at(at(now)));
+                        prop_assert_eq!(granted.is_ok(), before > at(now));
+                        prop_assert!(lease.remaining(at(now)) <= ttl(ms).duration());
+                        let longest = max_hold.map_or(Instant::from_zero(Duration::MAX), at);
+                        prop_assert!(lease.expires_at() <= longest);
+                        continue;
+                    }
+                }
+                prop_assert!(end(&lease, now) <= before.max(at(now)));
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@
 mod simulation {
     pub mod extending;
     pub mod fencing;
+    pub mod leases;
     pub mod line;
     pub mod master;
     pub mod network;
@@ -42,28 +43,6 @@ mod simulation {
     #[cfg(feature = "planted-bugs")]
     pub fn desyncs_replies(bug: Option<Bug>) -> bool {
         bug == Some(Bug::ReplyDesync)
-    }
-
-    /// Whether a holder's keeper goes on extending when it releases.
-    #[cfg(feature = "planted-bugs")]
-    pub fn keeper_goes_on(bug: Option<Bug>) -> bool {
-        bug == Some(Bug::KeeperGoesOn)
-    }
-
-    /// Whether a holder relies on its old deadline after it has asked for an earlier one in vain.
-    #[cfg(feature = "planted-bugs")]
-    pub fn forgets_deadline(bug: Option<Bug>) -> bool {
-        bug == Some(Bug::DeadlineForgotten)
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub const fn forgets_deadline(_: Option<Bug>) -> bool {
-        false
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub const fn keeper_goes_on(_: Option<Bug>) -> bool {
-        false
     }
 
     #[cfg(not(feature = "planted-bugs"))]

@@ -211,8 +211,9 @@ impl SharedLease {
 /// Renew a lease until it is over: each time that a part of its TTL has passed. Its loss is told before its validity
 /// ends.
 ///
-/// One whose holder keeps it for as long as it may is given back at the end of that time.
-pub async fn keep(masters: Arc<Masters>, lease: Arc<SharedLease>) {
+/// Returns whether it is to be released now: its holder keeps it for as long as it may. Not here, for another session may
+/// still wait for the answer to the `SET` that took it, which no release must overtake.
+pub async fn keep(masters: Arc<Masters>, lease: Arc<SharedLease>) -> bool {
     let handle = masters.handle();
     loop {
         match lease.next(handle.now()) {
@@ -220,11 +221,12 @@ pub async fn keep(masters: Arc<Masters>, lease: Arc<SharedLease>) {
             Step::Renew(ttl) => renew(&lease, &masters, ttl).await,
             Step::Lose(reason) => lease.lose(reason),
             Step::GiveBackAt(at) if handle.now() < at => wait(&lease, handle, at).await,
-            Step::GiveBackAt(_) if masters.is_empty() => return lease.listener.give_back(),
-            Step::GiveBackAt(_) => {
-                release_lease(&masters, &lease, Waits::ForTurn).await;
+            Step::GiveBackAt(_) if masters.is_empty() => {
+                lease.listener.give_back();
+                return false;
             }
-            Step::Over => return,
+            Step::GiveBackAt(_) => return true,
+            Step::Over => return false,
         }
     }
 }

@@ -264,7 +264,9 @@ impl Lanes {
         drop(mail);
         jobs.into_iter().for_each(|job| self.begin(job));
         if is_asked {
-            self.lanes.iter_mut().for_each(Lane::finish);
+            for job in self.lanes.iter_mut().flat_map(Lane::finish).collect::<Vec<_>>() {
+                self.begin(job);
+            }
         }
     }
 
@@ -272,13 +274,13 @@ impl Lanes {
         if task == Task::Keep && lease.is_over() {
             return;
         }
-        let known =
-            self.lanes.iter_mut().find(|lane| task == Task::Keep && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
+        let owing = if task == Task::Release { home.lend_owing(&lease.claim().key) } else { None };
+        let is_lent = owing.is_some();
+        let known = self.lanes.iter_mut().find(|lane| !is_lent && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
         if let Some(lane) = known {
             return lane.begin(lease, task);
         }
-        let is_lent = task == Task::Release;
-        let session = if is_lent { home.lend(&lease.claim().key) } else { home.new_session() };
+        let session = owing.unwrap_or_else(|| home.new_session());
         let mut lane = Lane::new(home, session, is_lent);
         let (process, alarm) = (Arc::clone(&self.process), Arc::clone(&self.alarm));
         let wake = move || {
@@ -334,23 +336,23 @@ impl Lane {
         if task == Task::Keep {
             self.leases.push(Arc::downgrade(&lease));
         }
-        let at_work = Arc::clone(&self.at_work);
+        let (at_work, home) = (Arc::clone(&self.at_work), Arc::clone(&self.home));
         self.session.spawn(|masters| async move {
-            match task {
-                Task::Keep => keep(masters, lease).await,
-                Task::Release => _ = release_lease(&masters, &lease, Waits::ForTurn).await,
+            if task == Task::Release {
+                release_lease(&masters, &lease, Waits::ForTurn).await;
+            } else if keep(masters, Arc::clone(&lease)).await {
+                // Taken up in the next turn of this thread.
+                _ = current().post(Job { home, lease, task: Task::Release }, Instant::default());
             }
             drop(at_work);
         });
     }
 
-    /// Release all leases.
-    fn finish(&mut self) {
-        for lease in std::mem::take(&mut self.leases).iter().filter_map(Weak::upgrade) {
-            if !lease.is_over() {
-                self.begin(lease, Task::Release);
-            }
-        }
+    /// What is to be done to release all leases.
+    fn finish(&mut self) -> Vec<Job> {
+        let leases = std::mem::take(&mut self.leases).into_iter().filter_map(|lease| lease.upgrade());
+        let release = |lease| Job { home: Arc::clone(&self.home), lease, task: Task::Release };
+        leases.filter(|lease| !lease.is_over()).map(release).collect()
     }
 
     fn turn(&mut self) {

@@ -201,10 +201,15 @@ impl InProcess {
         ended
     }
 
-    /// A session for a release that no caller waits for: the one that still waits for an answer about `key`, if that is
-    /// to be had.
-    pub(super) fn lend(&self, key: &[u8]) -> Session {
-        self.take(Some(key), Duration::ZERO).0.unwrap_or_else(|| self.new_session())
+    /// The session that still waits for an answer about `key`, if there is one and no caller works on it: a release that
+    /// took another way could overtake what it undoes.
+    pub(super) fn lend_owing(&self, key: &[u8]) -> Option<Session> {
+        let mut sessions = locked(&self.sessions);
+        let index = sessions.idle.iter().position(|session| session.awaits(Some(key)))?;
+        let mut session = sessions.idle.remove(index);
+        drop(sessions);
+        catch_up(&mut session);
+        Some(session)
     }
 
     /// A session is not used any more for now.

@@ -84,6 +84,7 @@ fn an_extension_that_is_over_is_sent_to_no_master() {
         drift_ms: DRIFT_MS,
         quorum: 1,
         valid_until: Some(stage.world.now().after(100 * MS)),
+        is_given_back: Arc::default(),
     };
     let mut result = stage.session.start(|masters| async move { extend(&masters, &request).await });
     stage.turn();

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use redlock::clock::{Clock, Instant};
 use redlock::master::endpoint::{Address, Endpoint};
-use redlock::runtime::{Effects, Handle, Stream};
+use redlock::runtime::{Alarm, Effects, Handle, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames;
@@ -116,6 +116,10 @@ impl Effects for World {
 
     fn since_epoch(&self) -> Duration {
         self.state().now.since_zero()
+    }
+
+    fn alarm(&self, _: &Handle) -> Option<Alarm> {
+        None
     }
 
     fn connect(&self, endpoint: &Endpoint, _handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

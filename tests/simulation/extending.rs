@@ -1,4 +1,4 @@
-//! The holders: they extend by hand or have a keeper do so, and what that comes to is checked.
+//! The holders: they extend by hand or have their leases renewed, and what that comes to is checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,61 +7,70 @@ use rand::RngExt;
 use redlock::clock::Instant;
 use redlock::engine::acquire::Held;
 use redlock::engine::extend::{Answer, Extended, Request, extend};
+use redlock::engine::renew::{SharedLease, Waits, extend_lease};
+use redlock::lease::{Lease, Reason, Ttl};
 use redlock::quorum;
 use redlock::script::{Claim, Extension as Said};
 use tokio::sync::oneshot;
 
+use super::leases::drift_ms;
 use super::oracle::{Rule, is_foreign};
 use super::plan::{Sharing, log_uniform};
 use super::time::{MS, Nanos};
 use super::worker::Doing;
 use super::world::{Event, World};
-use super::{forgets_deadline, keeper_goes_on};
 
 /// What a caller does with a lock that it has.
 pub struct Hold {
-    op: usize,
-    claim: Arc<Claim>,
-    /// When its validity is over, as the engine tells it.
-    expires_at: Instant,
-    /// What extensions set.
-    ttl_ms: u64,
-    /// A keeper extends it.
+    pub op: usize,
+    pub lease: Arc<SharedLease>,
+    /// The driver renews it.
     keeps: bool,
+    /// It was extended by the operation that knows of no lease, and is released by such a one.
+    pub is_plain: bool,
     /// It is to be released as soon as its extension has ended.
     leaving: bool,
 }
 
-/// An extension under way.
+/// An extension by hand that is under way.
 pub struct Extension {
     worker: usize,
     op: usize,
-    ttl_ms: u64,
+    ttl: Ttl,
     session: usize,
     claim: Arc<Claim>,
+    is_kept: bool,
     valid_until: Option<Instant>,
     began_local: Nanos,
-    began_shown: Nanos,
+    began_shown: Instant,
     paused_before: Nanos,
+    late_before: Nanos,
     held_at_start: usize,
     /// Which masters had carried out its `SET` by then: that of another may have been on its way.
     set_at_start: Vec<bool>,
     began: Nanos,
     /// The masters that did not have it when it began, though nothing had been wrong with them for long.
     lost_at: Vec<usize>,
-    result: oneshot::Receiver<Result<Extended, Vec<Answer>>>,
+    result: oneshot::Receiver<Ended>,
+}
+
+/// How an extension ended: of a lock as such, or of a lease.
+enum Ended {
+    Plain(Result<Extended, Vec<Answer>>),
+    Lease(Result<(), Reason>),
 }
 
 impl World {
     /// A lock was granted: work, and extend meanwhile.
-    pub fn hold(&mut self, worker: usize, op: usize, held: &Held) {
+    pub fn hold(&mut self, worker: usize, op: usize, held: &Held, lease: Arc<SharedLease>) {
         let keeps = self.random.random_bool(self.plan.keeps);
-        let (claim, expires_at, ttl_ms) = (Arc::clone(&held.claim), held.expires_at, self.oracle.ttl_ms(op));
         let until = self.clients[self.workers[worker].client].clock.steady() + held.validity_ms * MS;
         let mut at = self.end_of_work(worker, until);
         if keeps {
             at = self.now() + log_uniform(&mut self.random, 1, 3 * self.plan.ttl_ms) * MS;
-            self.extend_after(worker, op, self.plan.ttl_ms * MS / 3);
+            if let Some(after) = self.renew(op) {
+                self.extend_after(worker, op, after);
+            }
         } else if self.random.random_bool(self.plan.extends) {
             // Some too late.
             let after = self.random.random_range(0..=self.plan.ttl_ms * MS * 3 / 2);
@@ -69,7 +78,7 @@ impl World {
             let stays = self.random.random_bool(0.5);
             at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
-        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, ttl_ms, keeps, leaving: false });
+        self.workers[worker].doing = Doing::Holding(Hold { op, lease, keeps, is_plain: false, leaving: false });
         self.schedule(at, Event::Step { worker });
     }
 
@@ -78,23 +87,23 @@ impl World {
         self.schedule(at, Event::Extend { worker, op });
     }
 
-    /// The holder has done its work: it releases, once no keeper extends. Whoever extends by hand may be in the middle
-    /// of it, in another task or thread; the pool makes them wait where the session that they work on still owes an answer.
+    /// The holder has done its work: it releases, or drops what is renewed. It may be in the middle of an extension, in
+    /// another task or thread; the pool makes it wait where the session of that still owes an answer.
     pub fn finish(&mut self, worker: usize, mut hold: Hold) {
         let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
-        let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.claim.key));
-        let is_busy = |extension: &Extension| {
-            let waits = extension.valid_until.is_some() || own || owes(extension.session);
-            extension.op == hold.op && waits
-        };
-        if keeper_goes_on(self.bug) && hold.keeps && !own {
-            self.begin_extension(worker, &mut hold);
-        } else if self.extensions.iter().any(is_busy) {
+        let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.lease.claim().key));
+        let mut under_way = self.extensions.iter().filter(|extension| extension.op == hold.op).peekable();
+        let is_extending = under_way.peek().is_some();
+        if under_way.any(|extension| own || owes(extension.session)) {
             hold.leaving = true;
             self.workers[worker].doing = Doing::Holding(hold);
             return;
         }
-        self.begin_unlock(worker, hold.op, hold.claim);
+        if hold.keeps && !is_extending && self.drops(&hold) {
+            self.abandon(worker, &hold);
+            return self.rest(worker);
+        }
+        self.begin_unlock(worker, &hold);
     }
 
     pub fn step_to_extend(&mut self, worker: usize, op: usize) {
@@ -114,58 +123,60 @@ impl World {
     }
 
     fn begin_extension(&mut self, worker: usize, hold: &mut Hold) {
-        let session = self.take_session(worker, Some(&hold.claim.key));
+        let (lease, claim) = (Arc::clone(&hold.lease), Arc::clone(hold.lease.claim()));
+        let session = self.take_session(worker, Some(&claim.key));
         let client = self.workers[worker].client;
-        let ttl_ms = self.draw_ttl(client, hold);
-        let knows = hold.keeps || self.random.random_bool(0.5);
-        let request = Request {
-            claim: Arc::clone(&hold.claim),
-            ttl_ms,
-            drift_ms: ttl_ms / 100 + 2,
-            quorum: quorum::majority(self.nodes.len()),
-            valid_until: knows.then_some(hold.expires_at),
-        };
+        let ttl = self.draw_ttl(&lease);
+        hold.is_plain = !hold.keeps && self.random.random_bool(0.5);
         self.say(|| format!("worker {worker} extends, op {}", hold.op));
         self.stir(hold.op);
-        let valid_until = request.valid_until;
-        let lost_at = self.masters_that_lost(client, &hold.claim);
-        let result = self.seats[session].session.start(move |masters| async move { extend(&masters, &request).await });
-        self.dirty.insert(session);
-        self.extensions.push(Extension {
+        let now = self.shown(client);
+        let expires_at = lease.with(|state| state.expires_at());
+        let valid_until = (!hold.is_plain).then_some(expires_at);
+        let mut extension = Extension {
             worker,
             op: hold.op,
-            ttl_ms,
+            ttl,
             session,
-            claim: Arc::clone(&hold.claim),
+            claim: Arc::clone(&claim),
+            is_kept: hold.keeps,
             valid_until,
             began_local: self.clients[client].clock.steady(),
-            began_shown: self.clients[client].clock.shown(),
+            began_shown: now,
             paused_before: self.clients[client].paused_in_all,
-            held_at_start: self.masters_with(&hold.claim.resources, &hold.claim.key),
-            set_at_start: self.masters_set(hold.op, &hold.claim.key),
+            late_before: self.late_in_all(client),
+            held_at_start: self.masters_with(&claim.resources, &claim.key),
+            set_at_start: self.masters_set(hold.op, &claim.key),
             began: self.now(),
-            lost_at,
-            result,
-        });
+            lost_at: self.masters_that_lost(client, &claim),
+            result: oneshot::channel().1,
+        };
+        let seat = &self.seats[session].session;
+        extension.result = if hold.is_plain {
+            // What is asked for may take effect though it seems to fail.
+            _ = lease.foreign_sent(now, ttl);
+            let quorum = quorum::majority(self.nodes.len());
+            let (ttl_ms, drift_ms, is_given_back) = (ttl.ms, ttl.drift_ms, Arc::default());
+            let request = Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back };
+            seat.start(move |masters| async move { Ended::Plain(extend(&masters, &request).await) })
+        } else {
+            seat.start(
+                move |masters| async move { Ended::Lease(extend_lease(&masters, &lease, ttl, Waits::ForTurn).await) },
+            )
+        };
+        self.dirty.insert(session);
+        self.extensions.push(extension);
     }
 
-    /// How long an extension is to keep it: mostly as long as the one before. A holder that asks for less must assume the
-    /// worst from then on, whatever comes of it.
+    /// How long an extension is to keep it: mostly as long as the one before, or shorter.
     ///
-    /// Nor does it ask for more later: a server may carry out what was sent over two connections in any order.
-    fn draw_ttl(&mut self, client: usize, hold: &mut Hold) -> u64 {
+    /// None asks for more later: a server may carry out what was sent over two connections in any order.
+    fn draw_ttl(&mut self, lease: &SharedLease) -> Ttl {
+        let mut ms = lease.with(|state| state.ttl().ms);
         if self.plan.shortens > 0.0 && self.random.random_bool(self.plan.shortens) {
-            hold.ttl_ms = log_uniform(&mut self.random, hold.ttl_ms.div_ceil(8).max(4), hold.ttl_ms.max(5));
-            if !forgets_deadline(self.bug) {
-                let clock = &self.clients[client].clock;
-                let relied_on = Duration::from_millis(hold.ttl_ms - (hold.ttl_ms / 100 + 2));
-                let shown = Instant::from_zero(Duration::from_nanos(clock.shown()));
-                hold.expires_at = hold.expires_at.min(shown.after(relied_on));
-                let until = clock.steady() + Nanos::try_from(relied_on.as_nanos()).unwrap();
-                self.shorten_belief(&hold.claim.key, until);
-            }
+            ms = log_uniform(&mut self.random, ms.div_ceil(8).max(4), ms.max(5));
         }
-        hold.ttl_ms
+        Ttl { ms, drift_ms: drift_ms(ms) }
     }
 
     /// Take the results of extensions that ended in a turn of `session`.
@@ -182,54 +193,69 @@ impl World {
         }
     }
 
-    fn end_extension(&mut self, extension: &Extension, result: Result<Extended, Vec<Answer>>) {
+    fn end_extension(&mut self, extension: &Extension, ended: Ended) {
         self.give_session(extension.worker, extension.session);
-        let bound = (extension.ttl_ms * MS / 2).min(500 * MS) + self.release_bound();
+        let client = self.workers[extension.worker].client;
+        let mut bound = (extension.ttl.ms * MS / 2).min(500 * MS) + self.release_bound();
+        if matches!(ended, Ended::Lease(_)) {
+            // It may wait for a renewal.
+            bound += self.lease_bound() + self.late_in_all(client) - extension.late_before;
+        }
         self.check_duration(extension.worker, extension.began_local, extension.paused_before, bound, "an extension");
-        self.check_answers(extension, result.as_ref().map_or_else(|answers| answers, |extended| &extended.answers));
-        if let Err(answers) = &result {
-            self.check_heard(extension, answers);
+        let quorum = quorum::majority(self.nodes.len());
+        match &ended {
+            Ended::Plain(Ok(extended)) => self.check_answers(extension, &extended.answers),
+            Ended::Plain(Err(answers)) => {
+                self.check_answers(extension, answers);
+                let said = answers.iter().filter(|answer| matches!(answer, Ok(Said::Taken | Said::Absent))).count();
+                self.check_heard(extension, said > self.nodes.len() - quorum, &format!("{answers:?}"));
+            }
+            Ended::Lease(Ok(())) => self.check_held(extension),
+            Ended::Lease(Err(reason)) => {
+                self.check_heard(extension, *reason != Reason::Unavailable, &format!("{reason:?}"));
+            }
         }
         let doing = std::mem::replace(&mut self.workers[extension.worker].doing, Doing::Resting);
         match doing {
-            Doing::Holding(hold) if hold.op == extension.op => self.go_on(extension, hold, result.ok()),
+            Doing::Holding(hold) if hold.op == extension.op => self.go_on(extension, hold, ended),
             other => self.workers[extension.worker].doing = other,
         }
     }
 
-    fn go_on(&mut self, extension: &Extension, mut hold: Hold, extended: Option<Extended>) {
-        self.remember(&(hold.op, extended.as_ref().map(|extended| extended.validity_ms)));
-        let clock = &self.clients[self.workers[extension.worker].client].clock;
-        let now = Instant::from_zero(std::time::Duration::from_nanos(clock.shown()));
-        let in_time = extension.valid_until.is_none_or(|until| now < until);
-        let mut pause = hold.ttl_ms * MS / 20;
-        if let Some(extended) = extended.filter(|_| in_time) {
-            (hold.expires_at, pause) = (extended.expires_at, hold.ttl_ms * MS / 3);
-            self.note_extended(extension, &extended);
+    fn go_on(&mut self, extension: &Extension, hold: Hold, ended: Ended) {
+        if let Ended::Plain(Ok(extended)) = ended {
+            self.remember(&(hold.op, extended.validity_ms));
+            self.note_extended(extension, &hold, &extended);
         }
-        let (keeps_on, op) = (hold.keeps && in_time && !hold.leaving, hold.op);
         if hold.leaving {
-            return self.begin_unlock(extension.worker, hold.op, hold.claim);
+            return self.begin_unlock(extension.worker, &hold);
         }
         self.workers[extension.worker].doing = Doing::Holding(hold);
-        if keeps_on {
-            self.extend_after(extension.worker, op, pause);
-        }
     }
 
     /// A lock was extended: from now on it is believed in for longer.
-    fn note_extended(&mut self, extension: &Extension, extended: &Extended) {
-        let Extension { op, held_at_start, .. } = *extension;
+    fn note_extended(&mut self, extension: &Extension, hold: &Hold, extended: &Extended) {
+        let op = extension.op;
         self.say(|| format!("op {op}: EXTENDED for {} ms", extended.validity_ms));
         self.oracle.extensions += 1;
-        let is_set = self.masters_set(op, &extension.claim.key);
-        let arrived = extension.set_at_start.iter().zip(is_set).filter(|&(&before, now)| now && !before).count();
-        if held_at_start + arrived < quorum::majority(self.nodes.len()) && self.plan.broken.is_none() {
-            self.violation(Rule::Revived, &format!("op {op} was on {held_at_start} masters and is extended"));
-        }
+        self.check_held(extension);
         self.end_belief(&extension.claim.key);
         self.check_validity(op, extended.validity_ms, extended.expires_at);
-        self.begin_belief(op, &extension.claim.key, extended.validity_ms);
+        // Whoever extends a lock as such, even late, has a new one.
+        let now = self.shown(self.workers[extension.worker].client);
+        hold.lease.with(|state| *state = Lease::new(now, extension.ttl, extended.expires_at));
+        self.begin_belief(op, &hold.lease);
+    }
+
+    /// What was extended was there.
+    fn check_held(&mut self, extension: &Extension) {
+        let Extension { op, held_at_start, .. } = *extension;
+        let is_set = self.masters_set(op, &extension.claim.key);
+        let arrived = extension.set_at_start.iter().zip(is_set).filter(|&(&before, now)| now && !before).count();
+        let is_revived = held_at_start + arrived < quorum::majority(self.nodes.len());
+        if is_revived && !extension.is_kept && self.plan.broken.is_none() {
+            self.violation(Rule::Revived, &format!("op {op} was on {held_at_start} masters and is extended"));
+        }
     }
 
     fn check_answers(&mut self, extension: &Extension, answers: &[Answer]) {
@@ -258,32 +284,21 @@ impl World {
     }
 
     /// What so many masters could say is not left out of the answers of an extension that had the time to wait for it.
-    fn check_heard(&mut self, extension: &Extension, answers: &[Answer]) {
-        let Extension { op, ttl_ms, worker, began, .. } = *extension;
+    fn check_heard(&mut self, extension: &Extension, was_heard: bool, how: &str) {
+        let Extension { op, ttl, worker, began, .. } = *extension;
         let client = self.workers[worker].client;
-        let needed = answers.len() - quorum::majority(answers.len()) + 1;
-        let said = answers.iter().filter(|answer| matches!(answer, Ok(Said::Taken | Said::Absent))).count();
+        let needed = self.nodes.len() - quorum::majority(self.nodes.len()) + 1;
         let enough = 16 * self.plan.longest_delay();
-        let had_time = ttl_ms * MS / 2 > enough && self.plan.is_patient() && !self.plan.is_crowded();
+        let had_time = ttl.ms * MS / 2 > enough && self.plan.is_patient() && !self.plan.is_crowded();
         let until = extension.valid_until.map_or(Duration::MAX, Instant::since_zero);
-        let in_time = until.saturating_sub(Duration::from_nanos(enough)) > Duration::from_nanos(extension.began_shown);
+        let in_time = until.saturating_sub(Duration::from_nanos(enough)) > extension.began_shown.since_zero();
         let untroubled = |&&master: &&usize| self.trouble[client][master] < began;
         let could = extension.lost_at.iter().filter(untroubled).count();
         let paused = self.clients[client].paused_in_all > extension.paused_before || self.is_paused(client);
-        if had_time && in_time && !paused && self.plan.broken.is_none() && could >= needed && said < needed {
-            let what = format!("op {op}: {could} masters had lost it, and it ends with {answers:?}");
+        let counts = had_time && in_time && !paused && !extension.is_kept && self.plan.broken.is_none();
+        if counts && could >= needed && !was_heard {
+            let what = format!("op {op}: {could} masters had lost it, and it ends with {how}");
             self.violation(Rule::Unheard, &what);
         }
-    }
-
-    /// Whether `SET` may be written for a lock that was granted before: an extension may give it again to a master that
-    /// has lost it, until the lock has run out by our own clock.
-    pub fn may_retake(&self, op: usize) -> bool {
-        let extension = self.extensions.iter().find(|extension| extension.op == op);
-        let until = extension.and_then(|extension| Some((extension.worker, extension.valid_until?)));
-        until.is_some_and(|(worker, until)| {
-            let shown = self.clients[self.workers[worker].client].clock.shown();
-            std::time::Duration::from_nanos(shown) < until.since_zero()
-        })
     }
 }

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redlock::clock::Instant;
 use redlock::engine::acquire::{self, Held, Token, Vote};
 use redlock::engine::release::Answer;
+use redlock::engine::renew::SharedLease;
 use redlock::error::Error;
 use redlock::quorum;
 use redlock::script::{Grant, Release};
 
+use super::leases::extending;
 use super::master::Did;
 use super::network::{Conn, Taken, taking};
 use super::plan::Broken;
@@ -60,11 +63,17 @@ pub enum Rule {
     Unheard,
     /// However far the masters are, a lock is had in the end where there are tries and time enough.
     OutOfReach,
+    /// No extension of a lease is begun or written after its release has begun, or its holder has dropped it.
+    GoesOn,
+    /// The holder of a lease that is renewed is told of its loss before validity ends.
+    ToldLate,
+    /// A lease is not held for longer than it may be.
+    HeldTooLong,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -84,6 +93,9 @@ impl Rule {
         Self::RefusedUnasked,
         Self::Unheard,
         Self::OutOfReach,
+        Self::GoesOn,
+        Self::ToldLate,
+        Self::HeldTooLong,
     ];
 }
 
@@ -127,8 +139,8 @@ struct Attempt {
     /// By master and resource.
     facts: BTreeMap<(usize, Vec<u8>), Facts>,
     conns: Vec<usize>,
-    /// The turn of its session by whose end it was known to be decided.
-    decided: Option<u64>,
+    /// The session, and its turn, by whose end it was known to be decided.
+    decided: Option<(usize, u64)>,
     granted: bool,
 }
 
@@ -149,9 +161,11 @@ pub struct Facts {
 /// Somebody believes to hold a lock.
 struct Belief {
     client: usize,
+    op: usize,
     resources: Vec<Vec<u8>>,
     key: Vec<u8>,
-    until: Nanos,
+    /// It is believed in while anything remains of this.
+    lease: Arc<SharedLease>,
     /// Unless a master changes, a quorum has it until then; and how many changes there had been when that was seen.
     safe_until: Nanos,
     changes: u64,
@@ -214,6 +228,11 @@ impl Oracle {
 
     pub fn ttl_ms(&self, op: usize) -> u64 {
         self.ops[op].ttl_ms
+    }
+
+    /// It may take so much longer.
+    pub fn allow(&mut self, op: usize, longer: Nanos) {
+        self.ops[op].bound += longer;
     }
 
     fn owner(&self, session: usize, resource: &[u8], ttl_ms: u64) -> usize {
@@ -337,6 +356,9 @@ impl World {
         if let Some((resource, key, ttl_ms)) = taking(request) {
             return self.note_set(conn, resource, key, ttl_ms);
         }
+        if let Some(key) = extending(request) {
+            return self.note_extending(conn, key);
+        }
         let words: Vec<&[u8]> = request.iter().map(Vec::as_slice).collect();
         let ([b"DELIFEQ", resource, key]
         | [b"DELEX", resource, _, key]
@@ -374,10 +396,16 @@ impl World {
         let attempt = self.oracle.attempts.get_mut(key).unwrap();
         attempt.conns.push(conn);
         let (op, granted) = (attempt.op, attempt.granted);
-        let late = attempt.decided.is_some_and(|decided| decided < turn) && !self.is_held_back(conn);
+        let is_after = |(at, decided)| at != session || decided < turn;
+        let late = attempt.decided.is_some_and(is_after) && !self.is_held_back(conn);
         self.conns[conn].set.push((resource.to_vec(), key.to_vec()));
-        if late && !(granted && self.may_retake(op)) {
-            let rule = if granted { Rule::Revived } else { Rule::TooLate };
+        let is_given_up = self.is_given_up(op);
+        if late && !(granted && self.may_retake(op) && !is_given_up) {
+            let rule = match granted {
+                true if is_given_up => Rule::GoesOn,
+                true => Rule::Revived,
+                false => Rule::TooLate,
+            };
             self.violation(rule, &format!("SET {} on connection {conn}", key.escape_ascii()));
         }
     }
@@ -417,7 +445,7 @@ impl World {
         let decided = releases.into_iter().filter(|(conn, _)| self.conns[*conn].is_held).map(|(_, key)| key);
         for key in decided.chain(failed.iter().cloned()) {
             if let Some(attempt) = self.oracle.attempts.get_mut(&key) {
-                attempt.decided.get_or_insert(turn);
+                attempt.decided.get_or_insert((session, turn));
             }
         }
         for key in &failed {
@@ -437,7 +465,7 @@ impl World {
     }
 
     /// Whether its send buffer is so small, or was so full, that what is decided may be written only much later, or never.
-    fn is_held_back(&self, conn: usize) -> bool {
+    pub fn is_held_back(&self, conn: usize) -> bool {
         self.plan.is_crowded() || open(&self.conns[conn].wire).was_full
     }
 
@@ -501,7 +529,7 @@ impl World {
     }
 
     /// A lock was granted: somebody believes in it from now on.
-    pub fn note_granted(&mut self, op: usize, held: &Held) {
+    pub fn note_granted(&mut self, op: usize, held: &Held, lease: &Arc<SharedLease>) {
         let key = &held.claim.key;
         self.remember(&(op, held.validity_ms, key));
         self.say(|| format!("op {op}: GRANTED {} for {} ms", key.escape_ascii(), held.validity_ms));
@@ -517,17 +545,19 @@ impl World {
         self.check_token(op, held.token);
         if let Some(attempt) = self.oracle.attempts.get_mut(key) {
             attempt.granted = true;
-            attempt.decided.get_or_insert(self.seats[self.oracle.ops[op].session].turns);
+            let session = self.oracle.ops[op].session;
+            attempt.decided.get_or_insert((session, self.seats[session].turns));
         }
         self.check_validity(op, held.validity_ms, held.expires_at);
-        self.begin_belief(op, key, held.validity_ms);
+        self.begin_belief(op, lease);
     }
 
-    /// The client of `op` believes to hold its lock for this long.
-    pub fn begin_belief(&mut self, op: usize, key: &[u8], validity_ms: u64) {
+    /// The client of `op` believes to hold its lock for as long as its lease says.
+    pub fn begin_belief(&mut self, op: usize, lease: &Arc<SharedLease>) {
+        let (lease, key) = (Arc::clone(lease), lease.claim().key.clone());
         let Op { client, ref resources, .. } = self.oracle.ops[op];
         let resources = resources.clone();
-        if self.was_deleted(&resources, key) {
+        if self.was_deleted(&resources, &key) {
             return;
         }
         let rivals = |other: &&Belief| other.resources.iter().any(|resource| resources.contains(resource));
@@ -536,8 +566,7 @@ impl World {
             let what = format!("clients {} and {client} hold what op {op} wanted", rival.client);
             self.violation(Rule::TwoHolders, &what);
         }
-        let until = self.clients[client].clock.steady() + validity_ms * MS;
-        self.oracle.beliefs.push(Belief { client, resources, key: key.to_vec(), until, safe_until: 0, changes: 0 });
+        self.oracle.beliefs.push(Belief { client, op, resources, key, lease, safe_until: 0, changes: 0 });
     }
 
     pub fn check_validity(&mut self, op: usize, validity_ms: u64, expires_at: Instant) {
@@ -707,16 +736,9 @@ impl World {
     }
 
     fn believes(&self, belief: &Belief) -> bool {
-        let client = &self.clients[belief.client];
         // Who is stopped between looking and acting acts on what it saw.
         let blind = self.plan.broken == Some(Broken::ActsBlindly) && self.is_paused(belief.client);
-        client.clock.steady() < belief.until || blind
-    }
-
-    /// A holder believes in a lock for no longer than this, by its own clock.
-    pub fn shorten_belief(&mut self, key: &[u8], until: Nanos) {
-        let same = self.oracle.beliefs.iter_mut().filter(|belief| belief.key == key);
-        same.for_each(|belief| belief.until = belief.until.min(until));
+        belief.lease.with(|state| state.remaining(self.shown(belief.client))) > Duration::ZERO || blind
     }
 
     /// An operator deletes a lock: a client that had it, or was about to, believes in it in vain.
@@ -743,7 +765,11 @@ impl World {
             return;
         }
         let mut beliefs = std::mem::take(&mut self.oracle.beliefs);
-        beliefs.retain(|belief| self.believes(belief));
+        for belief in beliefs.extract_if(.., |belief| !self.believes(belief)).collect::<Vec<_>>() {
+            if !self.was_told(belief.op) {
+                self.check_told(belief.op);
+            }
+        }
         let (now, changes, quorum) = (self.now(), self.oracle.changes, quorum::majority(self.nodes.len()));
         for belief in beliefs.iter_mut().filter(|belief| belief.changes != changes || now >= belief.safe_until) {
             let mut ends = self.ends_at_masters(&belief.resources, &belief.key);
@@ -762,6 +788,9 @@ impl World {
         let Some(attempt) = self.oracle.attempts.get(key) else { return };
         let Some(op) = self.oracle.ops.get(attempt.op) else { return };
         let (client, resources, began) = (op.client, op.resources.clone(), attempt.began);
+        if self.was_released_late(attempt.op) {
+            return;
+        }
         // A slow network may still carry what was written long before.
         let sent = attempt.conns.iter().map(|&conn| self.conns[conn].last_up).max().unwrap_or(0);
         if sent >= self.now() {

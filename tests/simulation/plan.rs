@@ -102,7 +102,7 @@ pub struct Plan {
     pub fenced: f64,
     /// How many callers want several resources at once.
     pub several: f64,
-    /// How many holders extend by hand, and how many have a keeper do so.
+    /// How many holders extend by hand, and how many have their lease renewed.
     pub extends: f64,
     pub keeps: f64,
     /// How many extensions set a shorter time than before.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 26] = [
+    const BUGS: [Bug; 28] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -81,6 +81,8 @@ mod planted_bugs {
         Bug::LateRetake,
         Bug::StaleExtension,
         Bug::KeeperGoesOn,
+        Bug::RenewsAbandoned,
+        Bug::LateLoss,
         Bug::PartialRelease,
         Bug::TrustPushes,
         Bug::AskAgain,

@@ -1,6 +1,6 @@
 //! The client's end of a connection, and the outside world that the engine is given.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +13,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use redlock::clock::{Clock as EngineClock, Instant};
 use redlock::master::endpoint::{Address, Endpoint};
-use redlock::runtime::{Effects, Handle, Stream};
+use redlock::runtime::{Alarm, Effects, Handle, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::fencing::EPOCH;
@@ -33,6 +33,8 @@ pub enum Deed {
 #[derive(Default)]
 pub struct Deeds {
     pub list: Vec<Deed>,
+    /// The sessions in which others have woken a task.
+    pub woken: BTreeSet<usize>,
     connections: usize,
 }
 
@@ -146,6 +148,12 @@ impl AsyncWrite for Near {
     }
 }
 
+/// What gives a session its turn when another wakes one of its tasks.
+pub fn alarm(session: usize, deeds: &Arc<Mutex<Deeds>>) -> Alarm {
+    let deeds = Arc::clone(deeds);
+    Arc::new(move || _ = open(&deeds).woken.insert(session))
+}
+
 /// The outside world of one session.
 pub struct Host {
     pub session: usize,
@@ -169,6 +177,10 @@ impl Effects for Host {
 
     fn since_epoch(&self) -> Duration {
         Duration::from_nanos(EPOCH + self.wall.shown())
+    }
+
+    fn alarm(&self, _: &Handle) -> Option<Alarm> {
+        Some(alarm(self.session, &self.deeds))
     }
 
     fn connect(&self, endpoint: &Endpoint, _: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

@@ -8,12 +8,14 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use redlock::engine::acquire::{Held, Request, Vote, acquire};
 use redlock::engine::release::{Answer, release};
+use redlock::engine::renew::{Waits, release_lease};
 use redlock::host::pool::{self, Idle};
 use redlock::quorum;
 use redlock::script::Claim;
 use tokio::sync::oneshot;
 
 use super::extending::Hold;
+use super::leases::drift_ms;
 use super::plan::{Sharing, log_uniform, resources};
 use super::time::{MS, Nanos};
 use super::world::{Event, World};
@@ -41,7 +43,8 @@ pub enum Doing {
         op: usize,
         session: usize,
         claim: Arc<Claim>,
-        result: oneshot::Receiver<Vec<Answer>>,
+        late_before: Nanos,
+        result: oneshot::Receiver<Option<Vec<Answer>>>,
     },
 }
 
@@ -84,7 +87,7 @@ impl World {
         self.rest(worker);
     }
 
-    fn rest(&mut self, worker: usize) {
+    pub fn rest(&mut self, worker: usize) {
         let at = self.now() + log_uniform(&mut self.random, self.plan.rest, self.plan.ttl_ms * MS / 2);
         self.schedule(at, Event::Step { worker });
     }
@@ -114,7 +117,7 @@ impl World {
         let request = Request {
             resources: self.draw_resources(),
             ttl_ms,
-            drift_ms: ttl_ms / 100 + 2,
+            drift_ms: drift_ms(ttl_ms),
             quorum: quorum::majority(self.nodes.len()),
             tries: self.plan.tries,
             retry_delay: Duration::from_nanos(self.plan.retry_delay),
@@ -146,14 +149,19 @@ impl World {
         names
     }
 
-    pub fn begin_unlock(&mut self, worker: usize, op: usize, claim: Arc<Claim>) {
+    pub fn begin_unlock(&mut self, worker: usize, hold: &Hold) {
+        let (op, lease, claim) = (hold.op, Arc::clone(&hold.lease), Arc::clone(hold.lease.claim()));
         self.end_belief(&claim.key);
         let session = self.take_session(worker, Some(&claim.key));
-        self.restart_operation(op, self.release_bound());
-        let released = Arc::clone(&claim);
-        let result =
-            self.seats[session].session.start(move |masters| async move { release(&masters, &released).await });
-        self.workers[worker].doing = Doing::Unlocking { op, session, claim, result };
+        self.restart_operation(op, if hold.is_plain { self.release_bound() } else { self.lease_bound() });
+        let (seat, released) = (&self.seats[session].session, Arc::clone(&claim));
+        let result = if hold.is_plain {
+            seat.start(move |masters| async move { Some(release(&masters, &released).await) })
+        } else {
+            seat.start(move |masters| async move { release_lease(&masters, &lease, Waits::ForTurn).await })
+        };
+        let late_before = self.late_in_all(self.workers[worker].client);
+        self.workers[worker].doing = Doing::Unlocking { op, session, claim, late_before, result };
         self.dirty.insert(session);
     }
 
@@ -172,16 +180,26 @@ impl World {
     pub fn take_session(&mut self, worker: usize, key: Option<&[u8]>) -> usize {
         let Worker { client, session, .. } = self.workers[worker];
         let session = session.or_else(|| self.lend(client, key)).unwrap_or_else(|| self.new_session(client));
+        if self.clients[client].plan.sharing == Sharing::Own {
+            self.workers[worker].session = Some(session);
+        }
         self.attend(session);
         session
     }
 
-    fn lend(&mut self, client: usize, key: Option<&[u8]>) -> Option<usize> {
+    pub fn lend(&mut self, client: usize, key: Option<&[u8]>) -> Option<usize> {
         let index = pool::choose(&mut IdleOf { world: self, client }, key)?;
         Some(self.clients[client].idle.remove(index))
     }
 
-    fn attend(&mut self, session: usize) {
+    /// A worker that has a session of its own leaves it to its driver, and takes another one.
+    pub fn give_up_session(&mut self, worker: usize) -> Option<usize> {
+        let Worker { client, session, .. } = self.workers[worker];
+        let own = session.filter(|_| self.clients[client].plan.sharing == Sharing::Own)?;
+        (!self.seats[own].attended).then(|| self.workers[worker].session.take())?
+    }
+
+    pub fn attend(&mut self, session: usize) {
         if !self.seats[session].attended {
             self.seats[session].attended = true;
             self.seats[session].session.resume();
@@ -189,7 +207,7 @@ impl World {
         }
     }
 
-    fn leave(&mut self, session: usize) {
+    pub fn leave(&mut self, session: usize) {
         self.seats[session].session.leave();
         self.seats[session].attended = false;
     }
@@ -214,9 +232,12 @@ impl World {
                         self.end_lock(worker, op, session, result);
                     }
                 }
-                Doing::Unlocking { op, session: at, claim, result } if *at == session => {
-                    if let (op, claim, Ok(answers)) = (*op, Arc::clone(claim), result.try_recv()) {
-                        self.end_unlock(worker, op, session, &claim, &answers);
+                Doing::Unlocking { op, session: at, claim, late_before, result } if *at == session => {
+                    if let (op, claim, late, Ok(answers)) = (*op, Arc::clone(claim), *late_before, result.try_recv()) {
+                        self.give_session(worker, session);
+                        self.end_lease(op, &claim.key, &answers.unwrap_or_default(), late);
+                        self.workers[worker].doing = Doing::Resting;
+                        self.rest(worker);
                     }
                 }
                 _ => {}
@@ -228,8 +249,9 @@ impl World {
         self.give_session(worker, session);
         match result {
             Ok(held) => {
-                self.note_granted(op, &held);
-                self.hold(worker, op, &held);
+                let lease = self.lease_of(worker, op, &held);
+                self.note_granted(op, &held, &lease);
+                self.hold(worker, op, &held, lease);
             }
             Err(votes) => {
                 self.note_refused(op, &votes);
@@ -237,13 +259,6 @@ impl World {
                 self.rest(worker);
             }
         }
-    }
-
-    fn end_unlock(&mut self, worker: usize, op: usize, session: usize, claim: &Claim, answers: &[Answer]) {
-        self.give_session(worker, session);
-        self.note_unlocked(op, &claim.key, answers);
-        self.workers[worker].doing = Doing::Resting;
-        self.rest(worker);
     }
 
     /// At once, or after a while, or when nothing is left of the lock, or later than that.

@@ -15,6 +15,7 @@ use redlock::master::guard::Guards;
 use redlock::master::health::{Health, Journal};
 
 use super::extending::Extension;
+use super::leases::Leases;
 use super::master::Master;
 use super::network::{Conn, Item};
 use super::oracle::{Oracle, Rule};
@@ -55,8 +56,14 @@ pub enum Event {
     Push { conn: usize, push: Vec<u8> },
     /// A master looks whether a key has expired.
     Reap { master: usize, resource: Vec<u8> },
-    /// A holder, or its keeper, extends.
+    /// A holder extends.
     Extend { worker: usize, op: usize },
+    /// The thread that renews a client's leases goes on.
+    Drive { client: usize },
+    /// A lease was held for as long as it may be.
+    HoldEnds { op: usize },
+    /// By now it is gone from masters that were within reach.
+    HoldEnded { op: usize, late_before: Nanos },
 }
 
 /// A master as the world knows it: whether it runs.
@@ -102,6 +109,8 @@ pub struct Seat {
     pub session: Session,
     pub client: usize,
     pub attended: bool,
+    /// The driver of the client drives it.
+    pub is_lane: bool,
     pub armed: Option<Nanos>,
     pub turns: u64,
 }
@@ -135,6 +144,7 @@ pub struct World {
     pub watches: BTreeSet<(usize, Vec<u8>, usize)>,
     /// Extensions under way.
     pub extensions: Vec<Extension>,
+    pub leases: Leases,
     /// Until when nothing gets through, by client and master.
     pub blocked: Vec<Vec<Nanos>>,
     /// When the last trouble between them ends, by client and master.
@@ -163,6 +173,7 @@ impl World {
             conns: Vec::new(),
             watches: BTreeSet::new(),
             extensions: Vec::new(),
+            leases: Leases::new(&plan),
             blocked: quiet.clone(),
             trouble: quiet,
             deeds: Arc::default(),
@@ -229,12 +240,18 @@ impl World {
 
     /// A session without connections; driven whenever there is something to do if it is an event loop's.
     pub fn new_session(&mut self, client: usize) -> usize {
+        let random = StdRng::from_rng(&mut self.random);
+        self.add_session(client, random)
+    }
+
+    /// The same, with what it draws from.
+    pub fn add_session(&mut self, client: usize, random: StdRng) -> usize {
         let session = self.seats.len();
         let host = Host {
             session,
             clock: Arc::clone(&self.clients[client].clock),
             wall: Arc::clone(&self.clients[client].wall),
-            random: Mutex::new(StdRng::from_rng(&mut self.random)),
+            random: Mutex::new(random),
             room: self.plan.room,
             deeds: Arc::clone(&self.deeds),
         };
@@ -246,6 +263,7 @@ impl World {
             ),
             client,
             attended: self.clients[client].plan.sharing == Sharing::Loop,
+            is_lane: false,
             armed: None,
             turns: 0,
         });
@@ -337,19 +355,27 @@ impl World {
             Event::Push { conn, push } => self.push(conn, push),
             Event::Reap { master, resource } => self.reap(master, &resource),
             Event::Extend { worker, op } => self.step_to_extend(worker, op),
+            Event::Drive { client } => self.drive(client),
+            Event::HoldEnds { op } => self.end_hold(op),
+            Event::HoldEnded { op, late_before } => self.check_hold_ended(op, late_before),
         }
     }
 
     /// Give every session that has something to do its turns, until none has.
     fn settle(&mut self) {
-        while let Some(session) = self.dirty.iter().copied().find(|&session| self.has_turn(session)) {
+        while let Some(session) = self.next_turn() {
             self.turn(session);
         }
     }
 
+    fn next_turn(&mut self) -> Option<usize> {
+        self.dirty.append(&mut open(&self.deeds).woken);
+        self.dirty.iter().copied().find(|&session| self.has_turn(session))
+    }
+
     fn has_turn(&self, session: usize) -> bool {
         let seat = &self.seats[session];
-        seat.attended && !self.is_paused(seat.client)
+        seat.attended && !self.is_paused(seat.client) && self.is_scheduled(session)
     }
 
     pub fn is_paused(&self, client: usize) -> bool {
@@ -362,6 +388,7 @@ impl World {
         seat.turns += 1;
         seat.session.turn();
         self.carry_out_deeds();
+        self.end_turn_of_leases(session);
         self.end_operations(session);
         self.end_extensions(session);
         self.end_turn(session);
