@@ -165,7 +165,8 @@ impl Plan {
             broken,
             is_distant: broken.is_none() && seed % 20 == 7,
         };
-        if seed >= FRESH && random.random_bool(0.95) {
+        let is_fresh = seed >= FRESH;
+        if is_fresh {
             plan.shrink(&mut random);
         }
         plan.draw_delays(&mut random);
@@ -182,18 +183,28 @@ impl Plan {
         }
         match seed % 20 {
             7 if plan.is_distant => plan.draw_distance(&mut random),
-            9 if broken.is_none() => plan.draw_silence(&mut random),
+            9 if broken.is_none() && (!is_fresh || random.random_bool(0.3)) => plan.draw_silence(&mut random),
             17 if broken.is_none() => plan.draw_deletions(&mut random),
             _ => {}
+        }
+        if is_fresh {
+            let timeout = plan.timeout.unwrap_or(0);
+            plan.retry_delay = plan.retry_delay.max(timeout / 10);
         }
         plan
     }
 
-    /// Fewer callers, who do less: where bytes come in pieces still less, for such a world takes many times as long.
+    /// Mostly fewer callers, who do less, and larger pieces: most of what a world costs are bytes that come one by one.
     fn shrink(&mut self, random: &mut StdRng) {
+        self.piece = self.piece.saturating_mul(random.random_range(1..=30));
+        if self.piece < 10 {
+            (self.operations, self.tries) = (3, self.tries.min(3));
+        } else if random.random_bool(0.01) {
+            return;
+        }
+        self.operations = self.operations.min(random.random_range(3..=7));
         self.clients.truncate(random.random_range(2..=3));
         self.clients.iter_mut().for_each(|client| client.workers = client.workers.min(random.random_range(1..=3)));
-        self.operations = if self.piece == usize::MAX { self.operations.min(12) } else { 4 };
         self.masters.truncate(if random.random_bool(0.7) { 3 } else { 7 });
     }
 
