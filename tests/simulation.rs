@@ -56,6 +56,17 @@ mod simulation {
         bug == Some(Bug::DeadlineForgotten)
     }
 
+    /// Whether what is waited for is over only when the timer says so, whatever the clock shows.
+    #[cfg(feature = "planted-bugs")]
+    pub fn waits_uncut(bug: Option<Bug>) -> bool {
+        bug == Some(Bug::UncutWait)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const fn waits_uncut(_: Option<Bug>) -> bool {
+        false
+    }
+
     #[cfg(not(feature = "planted-bugs"))]
     pub const fn forgets_deadline(_: Option<Bug>) -> bool {
         false

@@ -60,11 +60,13 @@ pub enum Rule {
     Unheard,
     /// However far the masters are, a lock is had in the end where there are tries and time enough.
     OutOfReach,
+    /// A holder is told within a second that its lock has run out, also where its machine slept meanwhile.
+    ToldLate,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -84,6 +86,7 @@ impl Rule {
         Self::RefusedUnasked,
         Self::Unheard,
         Self::OutOfReach,
+        Self::ToldLate,
     ];
 }
 
