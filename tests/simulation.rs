@@ -56,6 +56,17 @@ mod simulation {
         bug == Some(Bug::DeadlineForgotten)
     }
 
+    /// Whether what is waited for is over only when the timer says so, whatever the clock shows.
+    #[cfg(feature = "planted-bugs")]
+    pub fn waits_uncut(bug: Option<Bug>) -> bool {
+        bug == Some(Bug::UncutWait)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub const fn waits_uncut(_: Option<Bug>) -> bool {
+        false
+    }
+
     #[cfg(not(feature = "planted-bugs"))]
     pub const fn forgets_deadline(_: Option<Bug>) -> bool {
         false
@@ -85,7 +96,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 10] = [
+const FAILED: [(u64, &str); 12] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -96,6 +107,11 @@ const FAILED: [(u64, &str); 10] = [
     (329_003_633, "of more than fifty releases that a connection was given up with, the rest was dropped"),
     (1019, "a SET that was on its way when its lock was extended by hand was taken for one that the extension revived"),
     (329_003_761, "a key was looked for while its release was on its way, byte by byte"),
+    (
+        1_795_815_707_326_822_647,
+        "two round trips, to the master that is asked first and to the others, had the time of one",
+    ),
+    (1_795_815_707_326_829_867, "the same, with fencing tokens"),
 ];
 
 #[test]

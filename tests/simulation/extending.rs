@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::oracle::{Rule, is_foreign};
 use super::plan::{Sharing, log_uniform};
-use super::time::{MS, Nanos};
+use super::time::{MS, Nanos, SECOND};
 use super::worker::Doing;
 use super::world::{Event, World};
 use super::{forgets_deadline, keeper_goes_on};
@@ -30,6 +30,8 @@ pub struct Hold {
     keeps: bool,
     /// It is to be released as soon as its extension has ended.
     leaving: bool,
+    /// The holder knows that it has run out.
+    told: bool,
 }
 
 /// An extension under way.
@@ -69,8 +71,49 @@ impl World {
             let stays = self.random.random_bool(0.5);
             at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
-        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, ttl_ms, keeps, leaving: false });
+        let (leaving, told) = (false, false);
+        self.workers[worker].doing = Doing::Holding(Hold { op, claim, expires_at, ttl_ms, keeps, leaving, told });
         self.schedule(at, Event::Step { worker });
+        self.tell_at(worker, op, expires_at);
+    }
+
+    /// Have the holder told when its lock runs out, unless it is extended before.
+    fn tell_at(&mut self, worker: usize, op: usize, expires_at: Instant) {
+        let at = self.when_over(worker, expires_at);
+        self.schedule(at, Event::Tell { worker, op });
+    }
+
+    fn when_over(&self, worker: usize, expires_at: Instant) -> Nanos {
+        let shown = Nanos::try_from(expires_at.since_zero().as_nanos()).unwrap();
+        self.clients[self.workers[worker].client].clock.when_shown(shown)
+    }
+
+    /// The lock of a holder may have run out: it is told.
+    pub fn tell(&mut self, worker: usize, op: usize) {
+        let client = &self.clients[self.workers[worker].client];
+        if self.is_paused(self.workers[worker].client) {
+            return self.schedule(client.paused_until, Event::Tell { worker, op });
+        }
+        let shown = Duration::from_nanos(client.clock.shown());
+        let mut doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
+        if let Doing::Holding(hold) = &mut doing
+            && hold.op == op
+            && hold.expires_at.since_zero() <= shown
+        {
+            self.check_told(worker, hold);
+            hold.told = true;
+        }
+        self.workers[worker].doing = doing;
+    }
+
+    /// Whoever has not been told until now that a lock has run out need not have known it for long.
+    fn check_told(&mut self, worker: usize, hold: &Hold) {
+        let client = &self.clients[self.workers[worker].client];
+        let due = self.when_over(worker, hold.expires_at).max(client.paused_at);
+        let late = self.now().saturating_sub(due);
+        if !hold.told && late > SECOND + MS {
+            self.violation(Rule::ToldLate, &format!("op {} had run out {} ms before", hold.op, late / MS));
+        }
     }
 
     fn extend_after(&mut self, worker: usize, op: usize, pause: Nanos) {
@@ -81,6 +124,7 @@ impl World {
     /// The holder has done its work: it releases, once no keeper extends. Whoever extends by hand may be in the middle
     /// of it, in another task or thread; the pool makes them wait where the session that they work on still owes an answer.
     pub fn finish(&mut self, worker: usize, mut hold: Hold) {
+        self.check_told(worker, &hold);
         let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
         let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.claim.key));
         let is_busy = |extension: &Extension| {
@@ -116,7 +160,7 @@ impl World {
     fn begin_extension(&mut self, worker: usize, hold: &mut Hold) {
         let session = self.take_session(worker, Some(&hold.claim.key));
         let client = self.workers[worker].client;
-        let ttl_ms = self.draw_ttl(client, hold);
+        let ttl_ms = self.draw_ttl(worker, hold);
         let knows = hold.keeps || self.random.random_bool(0.5);
         let request = Request {
             claim: Arc::clone(&hold.claim),
@@ -153,16 +197,17 @@ impl World {
     /// worst from then on, whatever comes of it.
     ///
     /// Nor does it ask for more later: a server may carry out what was sent over two connections in any order.
-    fn draw_ttl(&mut self, client: usize, hold: &mut Hold) -> u64 {
+    fn draw_ttl(&mut self, worker: usize, hold: &mut Hold) -> u64 {
         if self.plan.shortens > 0.0 && self.random.random_bool(self.plan.shortens) {
             hold.ttl_ms = log_uniform(&mut self.random, hold.ttl_ms.div_ceil(8).max(4), hold.ttl_ms.max(5));
             if !forgets_deadline(self.bug) {
-                let clock = &self.clients[client].clock;
+                let clock = &self.clients[self.workers[worker].client].clock;
                 let relied_on = Duration::from_millis(hold.ttl_ms - (hold.ttl_ms / 100 + 2));
                 let shown = Instant::from_zero(Duration::from_nanos(clock.shown()));
                 hold.expires_at = hold.expires_at.min(shown.after(relied_on));
                 let until = clock.steady() + Nanos::try_from(relied_on.as_nanos()).unwrap();
                 self.shorten_belief(&hold.claim.key, until);
+                self.tell_at(worker, hold.op, hold.expires_at);
             }
         }
         hold.ttl_ms
@@ -205,6 +250,8 @@ impl World {
         let mut pause = hold.ttl_ms * MS / 20;
         if let Some(extended) = extended.filter(|_| in_time) {
             (hold.expires_at, pause) = (extended.expires_at, hold.ttl_ms * MS / 3);
+            hold.told = false;
+            self.tell_at(extension.worker, hold.op, hold.expires_at);
             self.note_extended(extension, &extended);
         }
         let (keeps_on, op) = (hold.keeps && in_time && !hold.leaving, hold.op);

@@ -65,6 +65,8 @@ pub enum Fault {
     Stall { client: usize, master: usize, lasting: Nanos, reset: bool },
     /// A client stops: its kernel goes on.
     Pause { client: usize, lasting: Nanos },
+    /// A client's machine is suspended: its clock runs on, what its processes wait for stands still.
+    Suspend { client: usize, lasting: Nanos },
     /// Somebody sets a client's wall clock. The engine looks at it for nothing but the first token to propose.
     SetWallClock { client: usize, by: i64 },
     /// `SCRIPT FLUSH`.
@@ -183,6 +185,7 @@ impl Plan {
         }
         match seed % 20 {
             7 if plan.is_distant => plan.draw_distance(&mut random),
+            5 if broken.is_none() => plan.draw_suspends(&mut random),
             9 if broken.is_none() && (!is_fresh || random.random_bool(0.3)) => plan.draw_silence(&mut random),
             17 if broken.is_none() => plan.draw_deletions(&mut random),
             _ => {}
@@ -245,6 +248,16 @@ impl Plan {
         self.ttl_ms = self.ttl_ms.max(5000);
         self.socket_timeout = 500 * MS;
         self.faults.clear();
+    }
+
+    /// In some worlds the machines of clients are suspended, for half a TTL or for several.
+    fn draw_suspends(&mut self, random: &mut StdRng) {
+        self.ttl_ms = self.ttl_ms.max(log_uniform(random, 2000, 8000));
+        self.end = 10 * SECOND;
+        for client in 0..self.clients.len() {
+            let lasting = log_uniform(random, self.ttl_ms / 2, 4 * self.ttl_ms) * MS;
+            self.faults.push((random.random_range(0..self.end), Fault::Suspend { client, lasting }));
+        }
     }
 
     /// In some worlds busy processes, with callers who ask but once or twice, are answered nothing for a while.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 26] = [
+    const BUGS: [Bug; 27] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -89,6 +89,7 @@ mod planted_bugs {
         Bug::HastyVerdict,
         Bug::ShunHung,
         Bug::ConnectAgain,
+        Bug::UncutWait,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {
