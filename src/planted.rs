@@ -67,6 +67,10 @@ pub enum Bug {
     ShunHung,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.
     ConnectAgain,
+    /// Waits are not cut into pieces: they stand still while the machine is suspended, and the clock of the deadlines does
+    /// not. No hook, the simulated host does so.
+    #[cfg(feature = "planted-bugs")]
+    UncutWait,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, Fuse, FusedFuture, select};
+use futures_util::future::{BoxFuture, Either, Fuse, FusedFuture, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ use crate::master::Master;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
+use crate::runtime::Sleep;
 use crate::script::{self, Claim, Grant, UnlockScript};
 
 /// A lock to take.
@@ -131,12 +132,19 @@ async fn round(
 ) -> Result<Held, Vec<Vote>> {
     request.rounds.fetch_add(1, Ordering::Relaxed);
     let start = masters.handle().now();
-    let deadline = start.after(masters.patience(request.ttl_ms)).min(waiting.give_up_at);
-    let deadline = masters.handle().sleep_until(deadline);
     let mut canvass = Canvass::new(masters, request, *highest_seen);
     let designated = waiting.asks_one_first().then(|| masters.designated(&request.resources, request.quorum)).flatten();
-    let decided = canvass.run(designated);
-    select(pin!(decided), select(deadline, cancel)).await;
+    // Whoever is asked after another has as long for an answer: the distance that one round trip overcomes in that time may
+    // be too long for two.
+    let limit = start.after(Duration::from_millis(request.ttl_ms / 2)).min(waiting.give_up_at);
+    let deadline = || masters.handle().now().after(masters.patience(request.ttl_ms)).min(limit);
+    let is_open = match designated {
+        Some(first) => in_time(canvass.ask_first(first), masters.handle().sleep_until(deadline()), cancel).await,
+        None => Some(true),
+    };
+    if is_open == Some(true) {
+        in_time(canvass.ask_others(designated), masters.handle().sleep_until(deadline()), cancel).await;
+    }
     *highest_seen = canvass.highest_seen();
     let (verdict, attempt, votes, token) = canvass.close();
     let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };
@@ -152,6 +160,14 @@ async fn round(
         attempt.undo(masters, &votes).await;
     }
     Err(masters.explained(verdict, votes))
+}
+
+/// What comes of asking, if that is known by the deadline and the caller does not give up.
+async fn in_time<T>(asking: impl Future<Output = T>, deadline: Sleep, cancel: &mut Cancel) -> Option<T> {
+    match select(pin!(asking), select(deadline, cancel)).await {
+        Either::Left((known, _)) => Some(known),
+        Either::Right(_) => None,
+    }
 }
 
 /// One attempt to set one key on all masters.
@@ -302,16 +318,16 @@ impl<'a> Canvass<'a> {
         }
     }
 
-    /// Ask until the round is decided.
-    async fn run(&mut self, designated: Option<usize>) {
+    /// Ask one master before all others; whether those are to be asked.
+    async fn ask_first(&mut self, first: usize) -> bool {
+        self.ask(first);
+        self.take_one().await;
+        self.votes[first] != Ok(Grant::Refused)
+    }
+
+    /// Ask all but the one that was asked first, until the round is decided.
+    async fn ask_others(&mut self, designated: Option<usize>) {
         let start = self.masters.handle().now();
-        if let Some(first) = designated {
-            self.ask(first);
-            self.take_one().await;
-            if self.votes[first] == Ok(Grant::Refused) {
-                return;
-            }
-        }
         (0..self.masters.len()).filter(|&index| Some(index) != designated).for_each(|index| self.ask(index));
         while self.tally.verdict() == Verdict::Open && !self.asked.is_empty() {
             self.take_one().await;

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::leases::drift_ms;
 use super::oracle::{Rule, is_foreign};
 use super::plan::{Sharing, log_uniform};
-use super::time::{MS, Nanos};
+use super::time::{MS, Nanos, SECOND};
 use super::worker::Doing;
 use super::world::{Event, World};
 
@@ -30,6 +30,10 @@ pub struct Hold {
     pub is_plain: bool,
     /// It is to be released as soon as its extension has ended.
     leaving: bool,
+    /// The holder knows that it has run out.
+    told: bool,
+    /// When it looks next whether it has.
+    looks_at: Nanos,
 }
 
 /// An extension by hand that is under way.
@@ -78,8 +82,61 @@ impl World {
             let stays = self.random.random_bool(0.5);
             at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
-        self.workers[worker].doing = Doing::Holding(Hold { op, lease, keeps, is_plain: false, leaving: false });
+        let expires_at = lease.with(|state| state.expires_at());
+        let (is_plain, leaving, told, looks_at) = (false, false, false, Nanos::MAX);
+        let mut hold = Hold { op, lease, keeps, is_plain, leaving, told, looks_at };
+        self.look_by(worker, &mut hold, expires_at);
+        self.workers[worker].doing = Doing::Holding(hold);
         self.schedule(at, Event::Step { worker });
+    }
+
+    /// Have the holder look by then whether its lock has run out.
+    fn look_by(&mut self, worker: usize, hold: &mut Hold, expires_at: Instant) {
+        let (at, op) = (self.when_over(worker, expires_at), hold.op);
+        if at < hold.looks_at {
+            hold.looks_at = at;
+            self.schedule(at, Event::Tell { worker, op });
+        }
+    }
+
+    fn when_over(&self, worker: usize, expires_at: Instant) -> Nanos {
+        let shown = Nanos::try_from(expires_at.since_zero().as_nanos()).unwrap();
+        self.clients[self.workers[worker].client].clock.when_shown(shown)
+    }
+
+    /// The lock of a holder may have run out: it is told. If it has not, it may have been extended.
+    pub fn tell(&mut self, worker: usize, op: usize) {
+        let client = &self.clients[self.workers[worker].client];
+        if self.is_paused(self.workers[worker].client) {
+            return self.schedule(client.paused_until, Event::Tell { worker, op });
+        }
+        let shown = Duration::from_nanos(client.clock.shown());
+        let mut doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
+        if let Doing::Holding(hold) = &mut doing
+            && hold.op == op
+            && !hold.told
+        {
+            let expires_at = hold.lease.with(|state| state.expires_at());
+            hold.looks_at = Nanos::MAX;
+            if expires_at.since_zero() <= shown {
+                self.check_slept(worker, hold);
+                hold.told = true;
+            } else {
+                self.look_by(worker, hold, expires_at);
+            }
+        }
+        self.workers[worker].doing = doing;
+    }
+
+    /// Whoever has not been told until now that a lock has run out need not have known it for long.
+    fn check_slept(&mut self, worker: usize, hold: &Hold) {
+        let client = &self.clients[self.workers[worker].client];
+        let expires_at = hold.lease.with(|state| state.expires_at());
+        let due = self.when_over(worker, expires_at).max(client.paused_at);
+        let late = self.now().saturating_sub(due);
+        if !hold.told && late > SECOND + MS {
+            self.violation(Rule::SleptThrough, &format!("op {} had run out {} ms before", hold.op, late / MS));
+        }
     }
 
     fn extend_after(&mut self, worker: usize, op: usize, pause: Nanos) {
@@ -90,6 +147,7 @@ impl World {
     /// The holder has done its work: it releases, or drops what is renewed. It may be in the middle of an extension, in
     /// another task or thread; the pool makes it wait where the session of that still owes an answer.
     pub fn finish(&mut self, worker: usize, mut hold: Hold) {
+        self.check_slept(worker, &hold);
         let own = self.clients[self.workers[worker].client].plan.sharing == Sharing::Own;
         let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.lease.claim().key));
         let mut under_way = self.extensions.iter().filter(|extension| extension.op == hold.op).peekable();
@@ -154,7 +212,7 @@ impl World {
         let seat = &self.seats[session].session;
         extension.result = if hold.is_plain {
             // What is asked for may take effect though it seems to fail.
-            _ = lease.foreign_sent(now, ttl);
+            _ = lease.sent(now, ttl);
             let quorum = quorum::majority(self.nodes.len());
             let (ttl_ms, drift_ms, is_given_back) = (ttl.ms, ttl.drift_ms, Arc::default());
             let request = Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back };
@@ -166,6 +224,7 @@ impl World {
         };
         self.dirty.insert(session);
         self.extensions.push(extension);
+        self.look_by(worker, hold, ttl.expires_at(now));
     }
 
     /// How long an extension is to keep it: mostly as long as the one before, or shorter.

@@ -141,7 +141,9 @@ impl Master {
 
     /// Delete a key that has expired: servers do so when they come across it.
     pub fn reap(&mut self, resource: &[u8]) {
-        if self.holder(resource).is_none() && self.store.remove(resource).is_some() {
+        let has_expired = |stored: &Stored| stored.expires_at_ms <= self.now_ms();
+        if self.store.get(resource).is_some_and(has_expired) {
+            self.store.remove(resource);
             self.changed.insert(resource.to_vec());
         }
     }

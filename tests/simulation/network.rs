@@ -361,8 +361,8 @@ pub fn taking(request: &Request) -> Option<(&[u8], &[u8], u64)> {
 /// An item as the network carries it: bytes in pieces, the rest as it is.
 fn pieces(item: Item, size: usize) -> Vec<Item> {
     let (bytes, key) = match item {
-        Item::Bytes(bytes) => (bytes, None),
-        Item::Reply(bytes, key) => (bytes, Some(key)),
+        Item::Bytes(bytes) if bytes.len() > size => (bytes, None),
+        Item::Reply(bytes, key) if bytes.len() > size => (bytes, Some(key)),
         other => return vec![other],
     };
     let mut items: Vec<Item> = bytes.chunks(size).map(|piece| Item::Bytes(piece.to_vec())).collect();

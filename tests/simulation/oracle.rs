@@ -69,11 +69,13 @@ pub enum Rule {
     ToldLate,
     /// A lease is not held for longer than it may be.
     HeldTooLong,
+    /// A holder is told within a second that its lock has run out, also where its machine slept meanwhile.
+    SleptThrough,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -96,6 +98,7 @@ impl Rule {
         Self::GoesOn,
         Self::ToldLate,
         Self::HeldTooLong,
+        Self::SleptThrough,
     ];
 }
 
@@ -252,10 +255,10 @@ impl World {
         2 * (patience + 3 * patience)
     }
 
-    /// The longest a lock may take: each try its patience and the release of what came to nothing, and the pauses
-    /// between.
+    /// The longest a lock may take: each try its patience, with one master and then with all others, and the release of
+    /// what came to nothing, and the pauses between.
     pub fn lock_bound(&self, ttl_ms: u64) -> Nanos {
-        let patience = (ttl_ms * MS / 2).min(self.plan.socket_timeout.max(500 * MS));
+        let patience = (ttl_ms * MS / 2).min(2 * self.plan.socket_timeout.max(500 * MS));
         if let Some(timeout) = self.plan.timeout {
             return timeout + if self.is_quick(ttl_ms) { 16 * self.plan.longest_delay() } else { self.release_bound() };
         }

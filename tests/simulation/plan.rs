@@ -65,6 +65,8 @@ pub enum Fault {
     Stall { client: usize, master: usize, lasting: Nanos, reset: bool },
     /// A client stops: its kernel goes on.
     Pause { client: usize, lasting: Nanos },
+    /// A client's machine is suspended: its clock runs on, what its processes wait for stands still.
+    Suspend { client: usize, lasting: Nanos },
     /// Somebody sets a client's wall clock. The engine looks at it for nothing but the first token to propose.
     SetWallClock { client: usize, by: i64 },
     /// `SCRIPT FLUSH`.
@@ -165,7 +167,8 @@ impl Plan {
             broken,
             is_distant: broken.is_none() && seed % 20 == 7,
         };
-        if seed >= FRESH && random.random_bool(0.95) {
+        let is_fresh = seed >= FRESH;
+        if is_fresh {
             plan.shrink(&mut random);
         }
         plan.draw_delays(&mut random);
@@ -182,18 +185,29 @@ impl Plan {
         }
         match seed % 20 {
             7 if plan.is_distant => plan.draw_distance(&mut random),
-            9 if broken.is_none() => plan.draw_silence(&mut random),
+            5 if broken.is_none() => plan.draw_suspends(&mut random),
+            9 if broken.is_none() && (!is_fresh || random.random_bool(0.3)) => plan.draw_silence(&mut random),
             17 if broken.is_none() => plan.draw_deletions(&mut random),
             _ => {}
+        }
+        if is_fresh {
+            let timeout = plan.timeout.unwrap_or(0);
+            plan.retry_delay = plan.retry_delay.max(timeout / 10);
         }
         plan
     }
 
-    /// Fewer callers, who do less: where bytes come in pieces still less, for such a world takes many times as long.
+    /// Mostly fewer callers, who do less, and larger pieces: most of what a world costs are bytes that come one by one.
     fn shrink(&mut self, random: &mut StdRng) {
+        self.piece = self.piece.saturating_mul(random.random_range(1..=30));
+        if self.piece < 10 {
+            (self.operations, self.tries) = (3, self.tries.min(3));
+        } else if random.random_bool(0.01) {
+            return;
+        }
+        self.operations = self.operations.min(random.random_range(3..=7));
         self.clients.truncate(random.random_range(2..=3));
         self.clients.iter_mut().for_each(|client| client.workers = client.workers.min(random.random_range(1..=3)));
-        self.operations = if self.piece == usize::MAX { self.operations.min(12) } else { 4 };
         self.masters.truncate(if random.random_bool(0.7) { 3 } else { 7 });
     }
 
@@ -234,6 +248,16 @@ impl Plan {
         self.ttl_ms = self.ttl_ms.max(5000);
         self.socket_timeout = 500 * MS;
         self.faults.clear();
+    }
+
+    /// In some worlds the machines of clients are suspended, for half a TTL or for several.
+    fn draw_suspends(&mut self, random: &mut StdRng) {
+        self.ttl_ms = self.ttl_ms.max(log_uniform(random, 2000, 8000));
+        self.end = 10 * SECOND;
+        for client in 0..self.clients.len() {
+            let lasting = log_uniform(random, self.ttl_ms / 2, 4 * self.ttl_ms) * MS;
+            self.faults.push((random.random_range(0..self.end), Fault::Suspend { client, lasting }));
+        }
     }
 
     /// In some worlds busy processes, with callers who ask but once or twice, are answered nothing for a while.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 28] = [
+    const BUGS: [Bug; 29] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -91,6 +91,7 @@ mod planted_bugs {
         Bug::HastyVerdict,
         Bug::ShunHung,
         Bug::ConnectAgain,
+        Bug::UncutWait,
     ];
 
     pub fn bug_from_environment() -> Option<Bug> {

@@ -20,7 +20,8 @@ impl Requests {
     pub fn next(&mut self) -> Option<Request> {
         let mut rest = self.0.as_slice();
         let count = header(&mut rest, b'*')?;
-        let words = (0..count).map(|_| word(&mut rest)).collect::<Option<Request>>()?;
+        let words = (0..count).map(|_| word(&mut rest)).collect::<Option<Vec<&[u8]>>>()?;
+        let words = words.into_iter().map(<[u8]>::to_vec).collect();
         let used = self.0.len() - rest.len();
         self.0.drain(..used);
         Some(words)
@@ -28,16 +29,16 @@ impl Requests {
 }
 
 fn header(rest: &mut &[u8], kind: u8) -> Option<usize> {
-    let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
+    let end = rest.iter().position(|&byte| byte == b'\n')?.saturating_sub(1);
     assert_eq!(rest[0], kind, "not a request: {}", rest.escape_ascii());
     let number = std::str::from_utf8(&rest[1..end]).unwrap().parse().unwrap();
     *rest = &rest[end + 2..];
     Some(number)
 }
 
-fn word(rest: &mut &[u8]) -> Option<Vec<u8>> {
+fn word<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = header(rest, b'$')?;
-    let word = rest.get(..len)?.to_vec();
+    let word = rest.get(..len)?;
     *rest = rest.get(len + 2..)?;
     Some(word)
 }

@@ -32,8 +32,8 @@ impl Clock {
 
     /// What it shows now, nobody ever having set it.
     pub fn steady(&self) -> Nanos {
-        let truth = i128::from(self.truth.load(Ordering::Relaxed));
-        self.zero + nanos(truth * (MILLION + i128::from(self.ppm)) / MILLION)
+        let truth = self.truth.load(Ordering::Relaxed);
+        self.zero + truth.checked_add_signed((truth.cast_signed() * self.ppm).div_euclid(1_000_000)).unwrap()
     }
 
     /// What it shows now, all settings included.

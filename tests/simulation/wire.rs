@@ -112,7 +112,11 @@ impl AsyncRead for Near {
         let mut end = open(&self.wire);
         let count = end.inbox.len().min(buf.remaining());
         if count > 0 {
-            end.inbox.drain(..count).for_each(|byte| buf.put_slice(&[byte]));
+            let (front, back) = end.inbox.as_slices();
+            let split = count.min(front.len());
+            buf.put_slice(&front[..split]);
+            buf.put_slice(&back[..count - split]);
+            end.inbox.drain(..count);
             return Poll::Ready(Ok(()));
         }
         match end.error {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use redlock::engine::Session;
 use redlock::engine::crowd::Crowds;
 use redlock::master::endpoint::{Address, Endpoint};
@@ -23,7 +23,10 @@ use super::plan::{Broken, ClientPlan, Fault, Plan, Sharing};
 use super::time::{Clock, MS, Nanos, SECOND};
 use super::wire::{Deeds, Host, open};
 use super::worker::Worker;
-use super::{Bug, steps_wall_clock};
+use super::{Bug, steps_wall_clock, waits_uncut};
+
+/// After so long the library looks at the clock again, whatever it waits for.
+const LONGEST_WAIT: Nanos = SECOND;
 
 /// What happens at one instant.
 #[derive(Debug, Hash)]
@@ -64,6 +67,10 @@ pub enum Event {
     HoldEnds { op: usize },
     /// By now it is gone from masters that were within reach.
     HoldEnded { op: usize, late_before: Nanos },
+    /// A holder is told if its lock has run out.
+    Tell { worker: usize, op: usize },
+    /// The wait of a session ends before its deadline: the clock is looked at again.
+    Look { session: usize },
 }
 
 /// A master as the world knows it: whether it runs.
@@ -102,6 +109,8 @@ pub struct Client {
     pub paused_until: Nanos,
     pub paused_in_all: Nanos,
     pub paused_at: Nanos,
+    /// When its machine wakes that was suspended last.
+    pub asleep_until: Nanos,
 }
 
 /// A session and who drives it.
@@ -220,8 +229,19 @@ impl World {
         let wall = Arc::new(Clock::new(&self.truth, plan.ppm, SECOND));
         let (crowds, idle, workers) = (Arc::default(), Vec::new(), plan.workers);
         let shared = plan.sharing == Sharing::Loop;
-        let (paused_until, paused_in_all, paused_at) = (0, 0, 0);
-        self.clients.push(Client { plan, clock, wall, healths, crowds, idle, paused_until, paused_in_all, paused_at });
+        let (paused_until, paused_in_all, paused_at, asleep_until) = (0, 0, 0, 0);
+        self.clients.push(Client {
+            plan,
+            clock,
+            wall,
+            healths,
+            crowds,
+            idle,
+            paused_until,
+            paused_in_all,
+            paused_at,
+            asleep_until,
+        });
         let session = shared.then(|| self.new_session(index));
         for number in 0..workers {
             self.add_worker(index, number, session);
@@ -358,6 +378,8 @@ impl World {
             Event::Drive { client } => self.drive(client),
             Event::HoldEnds { op } => self.end_hold(op),
             Event::HoldEnded { op, late_before } => self.check_hold_ended(op, late_before),
+            Event::Tell { worker, op } => self.tell(worker, op),
+            Event::Look { session } => _ = self.dirty.insert(session),
         }
     }
 
@@ -431,6 +453,7 @@ impl World {
             Fault::HalfOpen { client, master } => self.half_open(client, master),
             Fault::Stall { client, master, lasting, reset } => self.stall(client, master, lasting, reset),
             Fault::Pause { client, lasting } => self.pause(client, lasting),
+            Fault::Suspend { client, lasting } => self.suspend(client, lasting),
             Fault::SetWallClock { client, by } => {
                 self.clients[client].wall.step(by);
                 if steps_wall_clock(self.bug) {
@@ -516,7 +539,51 @@ impl World {
         let client_state = &mut self.clients[client];
         client_state.paused_in_all += now.saturating_sub(client_state.paused_at);
         client_state.paused_at = now;
-        self.touch(client);
+        // Whoever wakes goes on waiting.
+        if now > client_state.asleep_until {
+            self.touch(client);
+        }
+    }
+
+    /// The machine of a client sleeps: nothing reaches it, and its waits stand still. Its clock does not.
+    fn suspend(&mut self, client: usize, lasting: Nanos) {
+        let awake = self.now() + lasting;
+        (0..self.nodes.len()).for_each(|master| self.stall(client, master, lasting, false));
+        self.pause(client, lasting);
+        self.clients[client].asleep_until = awake;
+        // What is due by then is late by as much as a wait is long.
+        self.clients[client].paused_in_all += LONGEST_WAIT;
+        for session in (0..self.seats.len()).filter(|&session| self.seats[session].client == client).collect::<Vec<_>>()
+        {
+            if let Some(deadline) = self.seats[session].armed.take() {
+                let at = self.clients[client].clock.when_shown(deadline);
+                let at = self.end_of_wait(at, awake, true);
+                self.schedule(at, Event::Look { session });
+            }
+        }
+        let is_wait = |event: &Event| match event {
+            Event::Extend { worker, .. } | Event::Tell { worker, .. } => Some((*worker, true)),
+            Event::Step { worker } | Event::Cancel { worker, .. } => Some((*worker, false)),
+            _ => None,
+        };
+        let waits = self.queue.iter().filter_map(|(&place, event)| Some((place, is_wait(event)?)));
+        let waits = waits.filter(|&(_, (worker, _))| self.workers[worker].client == client);
+        for (place, (_, is_cut)) in waits.collect::<Vec<_>>() {
+            let event = self.queue.remove(&place).unwrap();
+            let at = self.end_of_wait(place.0, awake, is_cut);
+            self.queue.insert((at, place.1), event);
+        }
+    }
+
+    /// When somebody who falls asleep now, and wakes then, does what was due `at`: the library looks at the clock again
+    /// and again, its callers only wait.
+    fn end_of_wait(&mut self, at: Nanos, awake: Nanos, is_cut: bool) -> Nanos {
+        let left = at.saturating_sub(self.now());
+        if is_cut && !waits_uncut(self.bug) {
+            at.max(awake + left.min(self.random.random_range(0..LONGEST_WAIT)))
+        } else {
+            awake + left
+        }
     }
 
     fn touch(&mut self, client: usize) {
