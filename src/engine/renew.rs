@@ -133,6 +133,7 @@ impl SharedLease {
     async fn try_to_extend(&self, masters: &Masters, ttl: Ttl) -> Result<(), Reason> {
         let start = masters.handle().now();
         let until = self.with(|state| state.extension_sent(start, ttl))?;
+        self.changed.notify_one(); // it may end earlier
         let request = extend::Request {
             claim: Arc::clone(&self.claim),
             ttl_ms: ttl.ms,
@@ -232,7 +233,15 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
     let Either::Left((turn, _)) = select(pin!(lease.turn(handle)), handle.sleep_until(lost_at)).await else { return };
     // Another may just have extended it.
     if let Step::Renew(ttl) = lease.next(handle.now()) {
-        _ = lease.try_to_extend(masters, ttl).await;
+        let lost_at = lease.with(|state| state.lost_at());
+        let extension = pin!(lease.try_to_extend(masters, ttl));
+        if let Either::Right(((), extension)) = select(extension, handle.sleep_until(lost_at)).await {
+            // A quorum may have extended it, but a master that is given it again has not answered yet.
+            if let Step::Lose(reason) = lease.next(handle.now()) {
+                lease.lose(reason);
+            }
+            _ = extension.await;
+        }
     }
     drop(turn);
 }
