@@ -58,6 +58,18 @@ pub struct Extended {
 /// Sets a TTL and never a key, so it cannot revive a lock that has expired or that somebody else holds. Source: "Making
 /// the algorithm more reliable: Extending the lock" in the Redis documentation.
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
+    let mut extended = ask_quorum(masters, request).await?;
+    retake(masters, request, &extended).await;
+    if !planted::is(Bug::StaleExtension) {
+        // That took its time.
+        let left = extended.expires_at.since(masters.handle().now());
+        extended.validity_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    }
+    if extended.validity_ms > 0 { Ok(extended) } else { Err(extended.answers) }
+}
+
+/// The same, but masters that have lost the lock are not given it again.
+pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
@@ -66,14 +78,8 @@ pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Ve
     let mut poll = Poll::new(masters, request, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
     let (verdict, answers) = poll.close(masters);
-    let validity = || quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
-    let mut left = validity();
-    if verdict == Verdict::Granted && left.is_some() {
-        retake(masters, request, expires_at, &answers).await;
-        // That took its time.
-        left = if planted::is(Bug::StaleExtension) { left } else { validity() };
-    }
-    let (Verdict::Granted, Some(validity_ms)) = (verdict, left) else { return Err(answers) };
+    let validity = quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
+    let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
     Ok(Extended { validity_ms, expires_at, claim: Arc::clone(&request.claim), answers })
 }
 
@@ -191,10 +197,10 @@ async fn ask_for(
 }
 
 /// Give the lock again to masters that have lost it, by a restart or by a `SET` that never came. Their answers are
-/// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to nobody.
-async fn retake(masters: &Masters, request: &Request, expires_at: Instant, answers: &[Answer]) {
-    let until = request.valid_until.map(|until| until.min(expires_at));
-    let forgetful = masters.iter().zip(answers).filter(|(_, answer)| **answer == Ok(Extension::Absent));
+/// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to no master.
+pub async fn retake(masters: &Masters, request: &Request, extended: &Extended) {
+    let until = request.valid_until.map(|until| until.min(extended.expires_at));
+    let forgetful = masters.iter().zip(&extended.answers).filter(|(_, answer)| **answer == Ok(Extension::Absent));
     join_all(forgetful.map(|(master, _)| give(master, masters, request, until))).await;
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 
 use crate::clock::Instant;
 use crate::engine::Masters;
-use crate::engine::extend::{self, extend};
+use crate::engine::extend;
 use crate::engine::release::{self, release};
 use crate::lease::{Lease, Reason, Step, Ttl};
 use crate::planted::{self, Bug};
@@ -144,13 +144,18 @@ impl SharedLease {
             valid_until: Some(until),
             is_given_back: Arc::clone(&self.is_given_back),
         };
-        let answers = match extend(masters, &request).await {
-            Ok(extended) => Ok(extended.expires_at),
-            Err(answers) => Err(extend::why_not(&answers, self.quorum)),
-        };
+        let extended = extend::ask_quorum(masters, &request).await;
         let now = masters.handle().now();
-        self.listener.asked(answers.is_ok(), now.since(start));
-        self.extension_ended(now, ttl, answers)
+        self.listener.asked(extended.is_ok(), now.since(start));
+        let answers = match &extended {
+            Ok(extended) => Ok(extended.expires_at),
+            Err(answers) => Err(extend::why_not(answers, self.quorum)),
+        };
+        let result = self.extension_ended(now, ttl, answers);
+        if let (Ok(()), Ok(extended)) = (result, extended) {
+            extend::retake(masters, &request, &extended).await;
+        }
+        result
     }
 
     /// An extension has ended: with the moment until which it can be relied on now, or why the masters did not extend it.
@@ -235,6 +240,12 @@ async fn wait(lease: &SharedLease, handle: &Handle, until: Instant) {
     select(handle.sleep_until(until), pin!(lease.changed.notified())).await;
 }
 
+/// Wait until its holder has to be told, if it has not ended before; or until it has changed.
+async fn wait_for_loss(lease: &SharedLease, handle: &Handle) {
+    let (has_ended, lost_at) = lease.with(|state| (state.has_ended(), state.lost_at()));
+    if has_ended { lease.changed.notified().await } else { wait(lease, handle, lost_at).await }
+}
+
 /// Renew it, unless another extends or releases it until its holder has to be told.
 async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
     let handle = masters.handle();
@@ -246,7 +257,13 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
     let Either::Left((turn, _)) = select(pin!(lease.turn(handle)), handle.sleep_until(lost_at)).await else { return };
     // Another may just have extended it.
     if let Step::Renew(ttl) = lease.next(handle.now()) {
-        _ = lease.try_to_extend(masters, ttl).await;
+        let mut extension = pin!(lease.try_to_extend(masters, ttl));
+        // It may take longer than the holder can wait to be told of a loss.
+        while let Either::Right(((), _)) = select(extension.as_mut(), pin!(wait_for_loss(lease, handle))).await {
+            if let Step::Lose(reason) = lease.next(handle.now()) {
+                lease.lose(reason);
+            }
+        }
     }
     drop(turn);
 }

@@ -26,7 +26,7 @@ pub struct Hold {
     pub lease: Arc<SharedLease>,
     /// The driver renews it.
     keeps: bool,
-    /// It was extended by the operation that knows of no lease, and is released by such a one.
+    /// It was extended by an operation on a lock that is no lease, and is released by such a one.
     pub is_plain: bool,
     /// It is to be released as soon as its extension has ended.
     leaving: bool,
@@ -39,12 +39,12 @@ pub struct Hold {
 /// An extension by hand that is under way.
 pub struct Extension {
     worker: usize,
-    op: usize,
+    pub op: usize,
     ttl: Ttl,
     session: usize,
     claim: Arc<Claim>,
     is_kept: bool,
-    valid_until: Option<Instant>,
+    pub valid_until: Option<Instant>,
     began_local: Nanos,
     began_shown: Instant,
     paused_before: Nanos,
@@ -152,7 +152,8 @@ impl World {
         let owes = |session: usize| self.seats[session].session.awaits(Some(&hold.lease.claim().key));
         let mut under_way = self.extensions.iter().filter(|extension| extension.op == hold.op).peekable();
         let is_extending = under_way.peek().is_some();
-        if under_way.any(|extension| own || owes(extension.session)) {
+        let waits = |extension: &Extension| hold.is_plain && extension.valid_until.is_some();
+        if under_way.any(|extension| own || waits(extension) || owes(extension.session)) {
             hold.leaving = true;
             self.workers[worker].doing = Doing::Holding(hold);
             return;
@@ -189,8 +190,12 @@ impl World {
         self.say(|| format!("worker {worker} extends, op {}", hold.op));
         self.stir(hold.op);
         let now = self.shown(client);
-        let expires_at = lease.with(|state| state.expires_at());
-        let valid_until = (!hold.is_plain).then_some(expires_at);
+        if hold.is_plain {
+            // What is asked for may take effect though it seems to fail.
+            _ = lease.foreign_sent(now, ttl);
+        }
+        let knows = !hold.is_plain || self.knows_deadline();
+        let valid_until = knows.then(|| lease.with(|state| state.expires_at()));
         let mut extension = Extension {
             worker,
             op: hold.op,
@@ -211,8 +216,6 @@ impl World {
         };
         let seat = &self.seats[session].session;
         extension.result = if hold.is_plain {
-            // What is asked for may take effect though it seems to fail.
-            _ = lease.sent(now, ttl);
             let quorum = quorum::majority(self.nodes.len());
             let (ttl_ms, drift_ms, is_given_back) = (ttl.ms, ttl.drift_ms, Arc::default());
             let request = Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back };

@@ -215,6 +215,11 @@ impl World {
         random.random_bool(habits.abandons) && !owes
     }
 
+    /// Whether one who extends a lock that is no lease says until when it is known to be held.
+    pub fn knows_deadline(&mut self) -> bool {
+        self.leases.random.random_bool(0.5)
+    }
+
     /// A holder drops its lease without a release: the driver releases it when it comes to that.
     pub fn abandon(&mut self, worker: usize, hold: &Hold) {
         let (op, client) = (hold.op, self.workers[worker].client);
@@ -468,7 +473,16 @@ impl World {
     pub fn may_retake(&self, op: usize) -> bool {
         let Some(book) = self.leases.books.get(&op) else { return false };
         let now = self.shown(self.workers[book.worker].client);
-        now < book.lease.with(|state| state.lost_at())
+        let may_not = self.extensions.iter().any(|extension| extension.op == op && extension.valid_until.is_none());
+        !may_not && now < book.lease.with(|state| state.lost_at())
+    }
+
+    /// Whether this release undoes a `SET` by which an extension gave a lock again that is still held: another release
+    /// follows when it is given up.
+    pub fn undoes_retake(&self, conn: usize, resource: &[u8], key: &[u8]) -> bool {
+        let book = self.leases.ops.get(key).map(|op| &self.leases.books[op]);
+        let is_held = book.is_some_and(|book| !book.lease.with(|state| state.is_released()));
+        is_held && self.conns[conn].set.iter().any(|(name, set)| name == resource && set == key)
     }
 
     /// A lease was held for as long as it may be.

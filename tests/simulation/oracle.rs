@@ -369,7 +369,9 @@ impl World {
         else {
             return;
         };
-        self.check_overtaken(conn, resource, key);
+        if !self.undoes_retake(conn, resource, key) {
+            self.check_overtaken(conn, resource, key);
+        }
         self.conns[conn].released.push((resource.to_vec(), key.to_vec()));
         self.oracle.releases.push((conn, key.to_vec()));
     }
@@ -747,8 +749,10 @@ impl World {
     /// An operator deletes a lock: a client that had it, or was about to, believes in it in vain.
     pub fn note_deleted(&mut self, resource: Vec<u8>) {
         self.oracle.beliefs.retain(|belief| !belief.resources.contains(&resource));
-        let waiting = |op: &&mut Op| op.is_waiting && op.resources.contains(&resource);
-        self.oracle.ops.iter_mut().filter(waiting).for_each(|op| op.stirred += 1);
+        let waits = |op: &Op| op.is_waiting && op.resources.contains(&resource);
+        // All of them try at once, and each that fails wakes the others.
+        let count = self.oracle.ops.iter().filter(|op| waits(op)).count() as u64;
+        self.oracle.ops.iter_mut().filter(|op| waits(op)).for_each(|op| op.stirred += count);
         self.oracle.deleted.insert(resource, self.now());
     }
 
