@@ -192,7 +192,7 @@ impl World {
         let now = self.shown(client);
         if hold.is_plain {
             // What is asked for may take effect though it seems to fail.
-            _ = lease.foreign_sent(now, ttl);
+            _ = lease.sent(now, ttl);
         }
         let knows = !hold.is_plain || self.knows_deadline();
         let valid_until = knows.then(|| lease.with(|state| state.expires_at()));
