@@ -431,7 +431,9 @@ impl World {
             given_back.extend(ended.filter(|&is_given_back| is_given_back).map(|_| renewing.op));
             ended.is_none()
         });
-        given_back.into_iter().for_each(|op| self.post(client, op, Task::Release, 0));
+        for op in given_back {
+            self.post(client, op, Task::Release, 0);
+        }
     }
 
     fn end_releases(&mut self, session: usize) {
