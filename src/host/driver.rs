@@ -262,7 +262,9 @@ impl Lanes {
             mail.finish = Finish::Begun;
         }
         drop(mail);
-        jobs.into_iter().for_each(|job| self.begin(job));
+        for job in jobs {
+            self.begin(job);
+        }
         if is_asked {
             for job in self.lanes.iter_mut().flat_map(Lane::finish).collect::<Vec<_>>() {
                 self.begin(job);

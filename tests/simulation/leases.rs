@@ -22,6 +22,7 @@ use super::plan::{Plan, Sharing, log_uniform};
 use super::resp::Request;
 use super::time::{MS, Nanos};
 use super::wire::open;
+use super::worker::Worker;
 use super::world::{Event, World};
 
 /// What is told of a lease.
@@ -232,8 +233,7 @@ impl World {
         }
         let now = self.shown(client);
         self.leases.books.get_mut(&op).unwrap().abandoned_at = Some(now);
-        let own = self.give_up_session(worker);
-        self.clients[client].idle.extend(own);
+        self.leave_owing_session(worker, &hold.lease.claim().key);
         let delay = if self.leases.habits.is_late > 0.0 { self.draw_lateness() } else { 0 };
         self.post(client, op, Task::Release, delay);
     }
@@ -310,14 +310,28 @@ impl World {
 
     /// As the thread does: the session that still waits for an answer about the lock, or the driver's own.
     fn lend_to_driver(&mut self, client: usize, op: usize) -> usize {
-        let key = &self.leases.books[&op].lease.claim().key;
-        let idle = &self.clients[client].idle;
-        let Some(index) = idle.iter().position(|&session| self.seats[session].session.awaits(Some(key))) else {
+        let Book { lease, worker, .. } = &self.leases.books[&op];
+        let (key, worker) = (lease.claim().key.clone(), *worker);
+        self.leave_owing_session(worker, &key);
+        let owes = |session: &usize| self.seats[*session].session.awaits(Some(&key));
+        let Some(index) = self.clients[client].idle.iter().position(owes) else {
             return self.driver_session(client);
         };
         let session = self.clients[client].idle.remove(index);
         self.attend_as_driver(session);
         session
+    }
+
+    /// A worker with a session of its own leaves it to the driver, if that still waits for an answer about this lock.
+    fn leave_owing_session(&mut self, worker: usize, key: &[u8]) {
+        let Worker { client, session, .. } = self.workers[worker];
+        let is_own = self.clients[client].plan.sharing == Sharing::Own;
+        let is_owing =
+            |&session: &usize| !self.seats[session].attended && self.seats[session].session.awaits(Some(key));
+        if is_own && let Some(session) = session.filter(is_owing) {
+            self.workers[worker].session = None;
+            self.clients[client].idle.push(session);
+        }
     }
 
     /// The session is driven by the driver of its client from now on.
@@ -417,7 +431,9 @@ impl World {
             given_back.extend(ended.filter(|&is_given_back| is_given_back).map(|_| renewing.op));
             ended.is_none()
         });
-        given_back.into_iter().for_each(|op| self.post(client, op, Task::Release, 0));
+        for op in given_back {
+            self.post(client, op, Task::Release, 0);
+        }
     }
 
     fn end_releases(&mut self, session: usize) {

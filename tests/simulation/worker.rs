@@ -25,7 +25,7 @@ pub struct Worker {
     pub client: usize,
     number: usize,
     /// The session it always uses, unless it takes one from the pool.
-    session: Option<usize>,
+    pub session: Option<usize>,
     pub doing: Doing,
 }
 
@@ -190,13 +190,6 @@ impl World {
     pub fn lend(&mut self, client: usize, key: Option<&[u8]>) -> Option<usize> {
         let index = pool::choose(&mut IdleOf { world: self, client }, key)?;
         Some(self.clients[client].idle.remove(index))
-    }
-
-    /// A worker that has a session of its own leaves it to its driver, and takes another one.
-    pub fn give_up_session(&mut self, worker: usize) -> Option<usize> {
-        let Worker { client, session, .. } = self.workers[worker];
-        let own = session.filter(|_| self.clients[client].plan.sharing == Sharing::Own)?;
-        (!self.seats[own].attended).then(|| self.workers[worker].session.take())?
     }
 
     pub fn attend(&mut self, session: usize) {
