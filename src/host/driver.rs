@@ -156,7 +156,7 @@ impl Process {
     fn start(self: &Arc<Self>) -> io::Result<Alarm> {
         let ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
         let alarm = alarm(&ear)?;
-        let lanes = Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, lanes: Vec::new() };
+        let lanes = Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, list: Vec::new() };
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let builder = thread::Builder::new().name("redlock-driver".into()).stack_size(STACK_SIZE);
         let started = builder.spawn(move || lanes.run());
@@ -207,7 +207,7 @@ struct Lanes {
     process: Arc<Process>,
     alarm: Alarm,
     ear: Session,
-    lanes: Vec<Lane>,
+    list: Vec<Lane>,
 }
 
 /// One session, and the leases that are renewed or released on it.
@@ -227,7 +227,7 @@ impl Lanes {
     /// The thread. If it panics, all leases are lost, and the next one starts another thread.
     fn run(mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.attend())).is_err() {
-            for lane in std::mem::take(&mut self.lanes) {
+            for lane in std::mem::take(&mut self.list) {
                 lane.leases.iter().filter_map(Weak::upgrade).for_each(|lease| lease.lose(Reason::Unavailable));
             }
         }
@@ -237,7 +237,7 @@ impl Lanes {
     fn attend(&mut self) {
         while !self.is_over() {
             self.take_up();
-            self.lanes.iter_mut().for_each(Lane::turn);
+            self.list.iter_mut().for_each(Lane::turn);
             self.sweep();
             self.wait();
         }
@@ -246,7 +246,7 @@ impl Lanes {
     /// Whether there is nothing to do any more: then the thread ends, and the next job starts another.
     fn is_over(&self) -> bool {
         let mut mail = locked(&self.process.mail);
-        let is_over = self.lanes.is_empty() && mail.jobs.is_empty();
+        let is_over = self.list.is_empty() && mail.jobs.is_empty();
         if is_over {
             mail.alarm = None;
             drop(mail);
@@ -266,7 +266,7 @@ impl Lanes {
             self.begin(job);
         }
         if is_asked {
-            for job in self.lanes.iter_mut().flat_map(Lane::finish).collect::<Vec<_>>() {
+            for job in self.list.iter_mut().flat_map(Lane::finish).collect::<Vec<_>>() {
                 self.begin(job);
             }
         }
@@ -278,7 +278,7 @@ impl Lanes {
         }
         let owing = if task == Task::Release { home.lend_owing(&lease.claim().key) } else { None };
         let is_lent = owing.is_some();
-        let known = self.lanes.iter_mut().find(|lane| !is_lent && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
+        let known = self.list.iter_mut().find(|lane| !is_lent && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
         if let Some(lane) = known {
             return lane.begin(lease, task);
         }
@@ -292,16 +292,16 @@ impl Lanes {
         };
         lane.session.let_others_wake(Arc::new(wake));
         lane.begin(lease, task);
-        self.lanes.push(lane);
+        self.list.push(lane);
     }
 
     /// Give sessions back, and close those that have had nothing to do for long.
     fn sweep(&mut self) {
         let now = BootClock.now();
         let is_finishing = locked(&self.process.mail).finish != Finish::No;
-        for mut lane in std::mem::take(&mut self.lanes) {
+        for mut lane in std::mem::take(&mut self.list) {
             if lane.goes_on(now, is_finishing) {
-                self.lanes.push(lane);
+                self.list.push(lane);
             } else if lane.is_lent {
                 lane.home.take_back(lane.session);
             }
@@ -314,7 +314,7 @@ impl Lanes {
         let mut all = self.ear.wait();
         let now = BootClock.now();
         let mut deadline = now.after(LONGEST_WAIT);
-        for lane in &self.lanes {
+        for lane in &self.list {
             let wait = lane.session.wait();
             all.sources.extend(wait.sources);
             deadline = deadline.min(wait.deadline.unwrap_or(deadline)).min(lane.closes_at());
