@@ -139,7 +139,7 @@ fn every_planted_bug_is_found() {
     // Those that `nothing_lies` runs without a bug. A table counts all of them, a test is content with a few.
     let seeds = match runner::from_environment("PLANTED_SEEDS") {
         Some(count) => Seeds::range(first(), count),
-        None => Seeds::range(FIRST, 500).until(1),
+        None => Seeds::range(FIRST, 2000).until(1),
     };
     let rows = report::planted(seeds);
     println!("{}", report::planted_table(&rows));
