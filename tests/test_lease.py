@@ -496,6 +496,7 @@ def test_a_late_extension_is_none(servers, through):
     assert lease.lost.reason == "expired"
 
 
+@pytest.mark.parametrize("ttl, error", [(0, ValueError), (-1, ValueError), (2, ValueError), ("9", TypeError)])
 def test_a_ttl_that_would_delete_it_is_refused(servers, dlm, ttl, error):
     with dlm.acquire("r", TTL) as lease:
         wait_until(lambda: held(servers) == [lease.key] * 3)

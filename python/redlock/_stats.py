@@ -59,7 +59,7 @@ class Stats:
         acquired: locks and leases granted.
         contended: calls that failed since others held it.
         unavailable: calls that failed since no quorum of masters answered.
-        extended: extensions that succeeded, the keeper's among them.
+        extended: extensions that succeeded, those by ``auto_extend`` among them.
         lost: leases that ended before they were released.
         released: leases released in time, and locks unlocked.
         held: leases held now.

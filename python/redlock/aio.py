@@ -180,9 +180,10 @@ class AsyncRedlock:
             timeout: seconds to wait at most; ``None`` waits for ever, 0 tries once.
             retry_count: how often to try; ``None``: as often as the timeout allows, whatever the manager's is.
             retry_delay: the longest pause between two tries, in seconds; ``None``: the manager's.
-            auto_extend: extend it at each third of the TTL until it is released, or nothing refers to it any more.
-            max_hold: seconds after which it is extended no more, so that a holder that hangs does not keep it for
-                ever; ``None``: no bound.
+            auto_extend: have the engine extend it at each third of the TTL until it is released, or nothing refers to
+                it any more, which releases it as well.
+            max_hold: seconds after which it ends, so that a holder that hangs does not keep it for good; ``None``: no
+                bound.
             on_lost: called once with the lease when it is lost: before its validity ends, if the loop is not busy. May
                 be async.
             fencing: have a fencing token with it, :attr:`AsyncLease.token`, greater than any before it: what the lease

@@ -224,7 +224,7 @@ struct Lane {
 }
 
 impl Lanes {
-    /// The thread. If it panics, all leases are lost, and the next one starts another thread.
+    /// The thread. If it panics, all leases are lost, and it goes on with the next ones.
     fn run(mut self) {
         while catch_unwind(AssertUnwindSafe(|| self.attend())).is_err() {
             for lane in std::mem::take(&mut self.list) {

@@ -146,7 +146,7 @@ impl Events {
                 caller.home.run(None, Duration::ZERO, news, wait)
             }
         };
-        if let Ended::BrokenOff(_, reason) | Ended::Inherited(reason) = ended {
+        if let Ended::BrokenOff((), reason) | Ended::Inherited(reason) = ended {
             return Err(reason);
         }
         let events = std::mem::take(&mut *locked(&self.inbox.events));

@@ -30,10 +30,8 @@ pub struct Hold {
     pub is_plain: bool,
     /// It is to be released as soon as its extension has ended.
     leaving: bool,
-    /// The holder knows that it has run out.
-    told: bool,
-    /// When it looks next whether it has.
-    looks_at: Nanos,
+    /// When the holder looks next whether it has run out; `None` once it knows that it has.
+    looks_at: Option<Nanos>,
 }
 
 /// An extension by hand that is under way.
@@ -83,18 +81,17 @@ impl World {
             at = if stays { at.max(self.now() + after + self.plan.ttl_ms * MS / 2) } else { at };
         }
         let expires_at = lease.with(|state| state.expires_at());
-        let (is_plain, leaving, told, looks_at) = (false, false, false, Nanos::MAX);
-        let mut hold = Hold { op, lease, keeps, is_plain, leaving, told, looks_at };
-        self.look_by(worker, &mut hold, expires_at);
-        self.workers[worker].doing = Doing::Holding(hold);
+        let mut holding = Hold { op, lease, keeps, is_plain: false, leaving: false, looks_at: Some(Nanos::MAX) };
+        self.look_by(worker, &mut holding, expires_at);
+        self.workers[worker].doing = Doing::Holding(holding);
         self.schedule(at, Event::Step { worker });
     }
 
     /// Have the holder look by then whether its lock has run out.
     fn look_by(&mut self, worker: usize, hold: &mut Hold, expires_at: Instant) {
         let (at, op) = (self.when_over(worker, expires_at), hold.op);
-        if at < hold.looks_at {
-            hold.looks_at = at;
+        if hold.looks_at.is_some_and(|before| at < before) {
+            hold.looks_at = Some(at);
             self.schedule(at, Event::Tell { worker, op });
         }
     }
@@ -114,13 +111,13 @@ impl World {
         let mut doing = std::mem::replace(&mut self.workers[worker].doing, Doing::Resting);
         if let Doing::Holding(hold) = &mut doing
             && hold.op == op
-            && !hold.told
+            && hold.looks_at.is_some()
         {
             let expires_at = hold.lease.with(|state| state.expires_at());
-            hold.looks_at = Nanos::MAX;
+            hold.looks_at = Some(Nanos::MAX);
             if expires_at.since_zero() <= shown {
                 self.check_slept(worker, hold);
-                hold.told = true;
+                hold.looks_at = None;
             } else {
                 self.look_by(worker, hold, expires_at);
             }
@@ -134,7 +131,7 @@ impl World {
         let expires_at = hold.lease.with(|state| state.expires_at());
         let due = self.when_over(worker, expires_at).max(client.paused_at);
         let late = self.now().saturating_sub(due);
-        if !hold.told && late > SECOND + MS {
+        if hold.looks_at.is_some() && late > SECOND + MS {
             self.violation(Rule::SleptThrough, &format!("op {} had run out {} ms before", hold.op, late / MS));
         }
     }
