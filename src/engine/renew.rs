@@ -27,7 +27,7 @@ pub trait Listener: Send + Sync {
     /// It is lost. Its holder is to be told.
     fn lost(&self, reason: Reason);
 
-    /// It is to be extended by whoever calls the clients' own methods, which reports by [`SharedLease::foreign_ended`].
+    /// It is to be extended by the code that calls the clients' own methods, which reports by [`SharedLease::foreign_ended`].
     fn renew(&self, ttl: Ttl);
 
     /// It is to be released by the same.
