@@ -17,6 +17,7 @@ from redis.retry import Retry
 from redlock import Redlock
 from support.certificates import CLIENT, SERVE, SERVER, SIGN, Made, intermediate, leaf, make, root
 from support.locks import TTL
+from support.servers import wait_until
 from support.tls import Authority
 
 pytestmark = pytest.mark.once
@@ -336,6 +337,16 @@ def test_a_client_may_show_a_certificate_of_version_1(masters, fronts, tmp_path,
     place["ssl_certfile"] = str(where)
     assert redis_py_accepts(place)
     assert engine_accepts(place)
+
+
+def test_a_lease_is_renewed_over_tls(masters, fronts, mounted, authority):
+    """By a thread with a small stack, which makes connections of its own."""
+    (server,) = masters(1)
+    front = fronts(server, authority.server, client_ca=authority.ca)
+    dlm = Redlock([mutual(front, mounted(authority))])
+    with dlm.acquire("r", 2000, auto_extend=True) as lease:
+        wait_until(lambda: dlm.stats().extended > 1)
+        lease.ensure()
 
 
 def made(directory):
