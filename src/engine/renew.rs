@@ -49,6 +49,8 @@ pub struct SharedLease {
     /// The task may not have begun yet.
     hurry: OnceLock<Alarm>,
     is_abandoned: AtomicBool,
+    /// It was released by a signal handler that did not wait for the extension that it interrupted.
+    is_interrupted: AtomicBool,
     /// Extensions go on no more, and give the lock to no master again.
     is_given_back: Arc<AtomicBool>,
     listener: Box<dyn Listener>,
@@ -72,6 +74,7 @@ impl SharedLease {
             changed: Notify::new(),
             hurry: OnceLock::new(),
             is_abandoned: AtomicBool::new(false),
+            is_interrupted: AtomicBool::new(false),
             is_given_back: Arc::default(),
             listener,
         }
@@ -286,8 +289,7 @@ pub async fn extend_lease(masters: &Masters, lease: &SharedLease, ttl: Ttl, wait
         Waits::ForNothing => None,
     };
     let result = lease.try_to_extend(masters, ttl).await;
-    if lease.with(|state| state.is_released()) {
-        // By a signal handler that interrupted this, and did not wait for it.
+    if lease.is_interrupted.load(Ordering::Relaxed) {
         release(masters, &lease.claim).await;
     }
     drop(turn);
@@ -302,6 +304,7 @@ pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits)
         Waits::ForNothing if !is_first => return None,
         _ => None,
     };
+    lease.is_interrupted.store(waits == Waits::ForNothing, Ordering::Relaxed);
     if lease.with(|state| state.is_given_back()) {
         return None;
     }
