@@ -28,7 +28,7 @@ class Attempt:
         lock: the lock that is held now; ``None`` after a failure, and after ``try_unlock``.
         reason: ``None`` if it succeeded, else why not: ``"contended"`` (others hold it: ``try_lock``), ``"taken over"``
             (the same: ``try_extend``), ``"expired"`` (its time is over, or the masters do not have it with this key) or
-            ``"unavailable"`` (no quorum of masters answered; some of them may have obeyed).
+            ``"unavailable"`` (no quorum of masters answered in time; some of them may have obeyed).
         masters: each master and what it said, last: ``"granted"``, ``"refused"``, ``"released"``, ``"extended"``,
             ``"absent"``, ``"taken"``, ``"not asked"``, ``"not awaited"``, ``"no answer"`` or the text of its error.
         failed: those of them that gave no vote, and why.
