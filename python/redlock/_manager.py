@@ -201,6 +201,7 @@ class Redlock:
 
         Returns:
             Something true if a master still had the lock and a quorum answered; else something false, with the reason.
+            An overridden ``unlock_instance`` does not tell whether a master had it: there each counts as one that had.
 
         Raises:
             AttributeError: it has no resource or key, as ``False`` has not.
