@@ -25,6 +25,7 @@ from redlock._redlock import __version__
 __all__ = [
     "AsyncLease",
     "AsyncRedlock",
+    "Attempt",
     "CannotObtainLock",
     "FencingUnavailable",
     "Histogram",
@@ -56,6 +57,7 @@ del _public
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from redlock._attempts import Attempt
     from redlock._lease import Lease
     from redlock._outcomes import Sighting
     from redlock._stats import Histogram, MasterStats, Stats
@@ -65,6 +67,7 @@ else:
     _LATE = {
         "AsyncLease": "aio",
         "AsyncRedlock": "aio",
+        "Attempt": "_attempts",
         "Histogram": "_stats",
         "Lease": "_lease",
         "MasterStats": "_stats",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, Literal, ParamSpec, TypeVar
 
+    from redlock._attempts import Attempt
     from redlock._connections import Masters
     from redlock._counters import Counters
     from redlock._lease import Lease
@@ -89,7 +90,7 @@ class Redlock:
         """
         # With all that calls need later: what another thread is importing in the moment of a fork, the child would wait
         # for, for ever. They import redis-py, which `import redlock` must not.
-        from redlock import _connections, _leasing, _stats  # noqa: F401, PLC0415
+        from redlock import _attempts, _connections, _leasing, _stats  # noqa: F401, PLC0415
 
         try:
             self.servers = _connections.connect(connection_list, _connections.client)
@@ -155,6 +156,87 @@ class Redlock:
                 lock.release()
                 return
         self._count().released += Vote.RELEASED in self._release(lock)
+
+    # -- the same, with reasons ----------------------------------------------------------------------------------------
+
+    def try_lock(
+        self,
+        resource: Encodable,
+        ttl: int,
+        *,
+        timeout: float | None = 0,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+    ) -> Attempt:
+        """As :meth:`lock`, and tells why it failed. Tries once, unless it is to wait.
+
+        Args:
+            resource: the name, as in :meth:`lock`.
+            ttl: how long the masters keep the lock, in milliseconds.
+            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits for ever.
+            retry_count: the same; ``None``: as often as the timeout allows, whatever the manager's is.
+            retry_delay: the same; ``None``: the manager's.
+
+        Returns:
+            Something true, with the lock; else something false, with the reason. Neither contention nor an outage
+            raises anything.
+
+        Raises:
+            TypeError: a resource, ttl or time of a type that cannot be used.
+            ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, or a time that is
+                negative.
+        """
+        from redlock import _attempts, _leasing, _terms  # noqa: PLC0415
+
+        pace = _terms.Pace.of(self, timeout, retry_count, retry_delay, fencing=False)
+        operations = _leasing.Operations(self, (resource,))
+        return _attempts.to_lock(operations, resource, operations.acquire(operations.checked(ttl), pace))
+
+    def try_unlock(self, lock: SupportsUnlock) -> Attempt:
+        """As :meth:`unlock`, and tells what each master said.
+
+        Args:
+            lock: what :meth:`lock` or :meth:`try_lock` returned, here or in another process, or anything else with its
+                ``resource`` and ``key``.
+
+        Returns:
+            Something true if a master still had the lock and a quorum answered; else something false, with the reason.
+            An overridden ``unlock_instance`` does not tell whether a master had it: there each counts as one that had.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource or key of a type that cannot be sent, or a lease, which has its own ``release``.
+            MultipleRedlockException: ``unlock_instance`` is overridden and raised redis-py errors.
+        """
+        from redlock import _attempts, _leasing  # noqa: PLC0415
+
+        _attempts.check_no_lease(lock)
+        operations = _leasing.Operations(self, (lock.resource,))
+        return _attempts.to_unlock(operations, self._release(lock))
+
+    def try_extend(self, lock: SupportsUnlock, ttl: int) -> Attempt:
+        """As :meth:`extend`, and tells why it failed.
+
+        Args:
+            lock: as in :meth:`try_unlock`.
+            ttl: milliseconds.
+
+        Returns:
+            Something true, with the lock and its new validity; else something false, with the reason. After
+            ``"unavailable"`` another try may succeed: until then the lock ends when it would have, or when it would
+            with this ``ttl``, whichever is earlier.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource, key or ttl of a type that cannot be sent, or a lease, which has its own ``extend``.
+            ValueError: a ttl that leaves no validity.
+            NotImplementedError: ``lock_instance`` is overridden.
+        """
+        from redlock import _attempts, _leasing  # noqa: PLC0415
+
+        _attempts.check_no_lease(lock)
+        operations = _leasing.Operations(self, (lock.resource,))
+        return _attempts.to_extend(operations, lock, operations.extend(lock.key, operations.checked(ttl), None))
 
     # -- leases --------------------------------------------------------------------------------------------------------
 

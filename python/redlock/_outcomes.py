@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
 from redlock._redlock import Vote
@@ -11,7 +11,7 @@ from redlock._redlock import Vote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from redlock._types import Encodable, NotObtained, Reason
+    from redlock._types import Encodable, NotDone, NotObtained, Reason
 
 # What one of a client's masters says to fencing scripts: they cannot be sent through its methods.
 OWN_METHODS = Vote.unfenced("its client's own methods are called")
@@ -106,7 +106,25 @@ def _listed(masters: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {vote}" for name, vote in masters)
 
 
-def why_not_extended(said: Sequence[Vote], quorum: int) -> Reason:
+def why_not_granted(said: Sequence[Vote], quorum: int) -> NotDone:
+    """What an acquire that failed has shown: ``"expired"`` is a quorum that granted when its validity was over."""
+    if not is_outage(said, quorum):
+        return "contended"
+    return "expired" if _answered(said) >= quorum else "unavailable"
+
+
+def why_not_released(said: Sequence[Vote], quorum: int) -> NotDone | None:
+    """What a release has shown; ``None`` if some master still had the lock, and a quorum has it no more."""
+    if _answered(said) < quorum:
+        return "unavailable"
+    return None if Vote.RELEASED in said else "expired"
+
+
+def _answered(said: Sequence[Vote]) -> int:
+    return sum(not vote.is_failure for vote in said)
+
+
+def why_not_extended(said: Sequence[Vote], quorum: int) -> Literal["unavailable", "taken over", "expired"]:
     """What an extension that failed has shown.
 
     ``"taken over"`` and ``"expired"`` are final: fewer masters than a quorum still have the key. After

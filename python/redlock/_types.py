@@ -94,6 +94,9 @@ NotObtained: TypeAlias = Literal["contended", "timeout", "unavailable"]
 Reason: TypeAlias = Literal["expired", "taken over", "unavailable", "forked", "released"]
 """Why a lease cannot be relied on."""
 
+NotDone: TypeAlias = Literal["contended", "taken over", "expired", "unavailable"]
+"""Why an attempt did not do what was asked."""
+
 Item: TypeAlias = str | bytes | Mapping[str, Any] | SupportsSetEval
 """A master, as a connection list has it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from redlock import _async_clients, _async_leasing
+from redlock import _async_clients, _async_leasing, _attempts
 from redlock._arguments import check_ttl, drift_ms, encode, guards, seconds, whole_tries
 from redlock._async_lease import AsyncLease
 from redlock._async_leasing import Acquisition, AsyncOperations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import ParamSpec
 
     from redlock._async_objects import Clients
+    from redlock._attempts import Attempt
     from redlock._loop import GiveBack
     from redlock._types import AsyncItem, Encodable, Resource, SupportsUnlock
 
@@ -151,6 +152,80 @@ class AsyncRedlock:
             return
         said = await AsyncOperations(self, (lock.resource,)).release_all(lock.key)
         self._counters.released += Vote.RELEASED in said
+
+    # -- the same, with reasons ----------------------------------------------------------------------------------------
+
+    async def try_lock(
+        self,
+        resource: Encodable,
+        ttl: int,
+        *,
+        timeout: float | None = 0,
+        retry_count: float | None = None,
+        retry_delay: float | None = None,
+    ) -> Attempt:
+        """As :meth:`lock`, and tells why it failed. Tries once, unless it is to wait.
+
+        Cancelled, it leaves nothing at the masters.
+
+        Args:
+            resource: the name, as in :meth:`lock`.
+            ttl: how long the masters keep the lock, in milliseconds.
+            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits for ever.
+            retry_count: the same; ``None``: as often as the timeout allows, whatever the manager's is.
+            retry_delay: the same; ``None``: the manager's.
+
+        Returns:
+            Something true, with the lock; else something false, with the reason. Neither contention nor an outage
+            raises anything.
+
+        Raises:
+            TypeError: a resource, ttl or time of a type that cannot be used.
+            ValueError: a ttl that leaves no validity, a resource as :meth:`lock` refuses it, or a time that is
+                negative.
+        """
+        pace = Pace.of(self, timeout, retry_count, retry_delay, fencing=False)
+        operations = AsyncOperations(self, (resource,))
+        return _attempts.to_lock(operations, resource, await operations.acquire(operations.checked(ttl), pace))
+
+    async def try_unlock(self, lock: SupportsUnlock) -> Attempt:
+        """As :meth:`unlock`, and tells what each master said. Cancelled, it releases all the same.
+
+        Args:
+            lock: what :meth:`lock` or :meth:`try_lock` returned, here or in another process, or anything else with its
+                ``resource`` and ``key``.
+
+        Returns:
+            Something true if a master still had the lock and a quorum answered; else something false, with the reason.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource or key of a type that cannot be sent, or a lease, which has its own ``release``.
+        """
+        _attempts.check_no_lease(lock)
+        operations = AsyncOperations(self, (lock.resource,))
+        return _attempts.to_unlock(operations, await operations.release_all(lock.key))
+
+    async def try_extend(self, lock: SupportsUnlock, ttl: int) -> Attempt:
+        """As :meth:`extend`, and tells why it failed.
+
+        Args:
+            lock: as in :meth:`try_unlock`.
+            ttl: milliseconds.
+
+        Returns:
+            Something true, with the lock and its new validity; else something false, with the reason. After
+            ``"unavailable"`` another try may succeed: until then the lock ends when it would have, or when it would
+            with this ``ttl``, whichever is earlier.
+
+        Raises:
+            AttributeError: it has no resource or key, as ``False`` has not.
+            TypeError: a resource, key or ttl of a type that cannot be sent, or a lease, which has its own ``extend``.
+            ValueError: a ttl that leaves no validity.
+        """
+        _attempts.check_no_lease(lock)
+        operations = AsyncOperations(self, (lock.resource,))
+        return _attempts.to_extend(operations, lock, await operations.extend(lock.key, operations.checked(ttl), None))
 
     # -- leases --------------------------------------------------------------------------------------------------------
 

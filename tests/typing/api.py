@@ -14,6 +14,7 @@ from typing_extensions import assert_type
 from redlock import (
     AsyncLease,
     AsyncRedlock,
+    Attempt,
     CannotObtainLock,
     FencingUnavailable,
     Histogram,
@@ -138,6 +139,21 @@ manager.acquire("resource", 1000, on_lost=lambda: None)  # type: ignore[arg-type
 assert_type(manager.extend(Lock(0, "resource", "key"), 1000), Lock | Literal[False])
 assert_type(manager.extend(lease, 1000), Lock | Literal[False])
 manager.extend(False, 1000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+attempt = manager.try_lock("resource", 1000)
+assert_type(attempt, Attempt)
+assert_type(attempt.lock, Lock | None)
+assert_type(attempt.reason, Literal["contended", "taken over", "expired", "unavailable"] | None)
+assert_type(attempt.masters, tuple[tuple[str, str], ...])
+assert_type(attempt.failed, tuple[tuple[str, str], ...])
+manager.try_lock("resource", 1000, timeout=None, retry_count=3, retry_delay=0.1)
+manager.try_lock(["a", "b"], 1000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+attempt.masters = ()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+if attempt.lock:
+    assert_type(manager.try_extend(attempt.lock, 1000), Attempt)
+    assert_type(manager.try_unlock(attempt.lock), Attempt)
+manager.try_unlock(attempt.lock)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
 assert_type(manager.locked("resource"), bool)
 for sighting in manager.inspect("resource"):
     assert_type(sighting, Sighting)
@@ -197,6 +213,9 @@ async def asynchronously() -> None:
     if lock:
         await adlm.unlock(lock)
         assert_type(await adlm.extend(lock, 1000), Lock | Literal[False])
+        assert_type(await adlm.try_extend(lock, 1000), Attempt)
+        assert_type(await adlm.try_unlock(lock), Attempt)
+    assert_type(await adlm.try_lock("resource", 1000, timeout=5), Attempt)
     async with adlm.acquire(["a", b"b"], 1000, timeout=5, auto_extend=True, on_lost=told) as lease:
         assert_type(lease, AsyncLease)
         assert_type(lease.remaining, int)

@@ -14,14 +14,13 @@ from redis.connection import SSLConnection
 
 from redlock import Redlock, _connections, _sentinel
 from redlock._cli import masters
-from redlock._leasing import Operations
-from redlock._redlock import Vote
-from redlock._terms import Pace
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
     from typing import TypeVar
+
+    from redlock import Attempt
 
     T = TypeVar("T")
 
@@ -201,21 +200,22 @@ def _try_lock(url: str, name: str, ttl: int) -> dict[str, str]:
         What it said at each step that failed.
     """
     manager = Redlock([url])
-    operations = Operations(manager, (name,))
-    failed: dict[str, str] = {}
-    held = operations.acquire(ttl, Pace(1, 0.0, None))
-    if isinstance(held, list):
-        return {"lock": str(held[0])}
-    extended = operations.extend(held.key, ttl, None)
-    if isinstance(extended, list):
-        failed["extend"] = str(extended[0])
+    locked = manager.try_lock(name, ttl)
+    if not locked.lock:
+        return {"lock": _said(locked)}
+    extended = manager.try_extend(locked.lock, ttl)
     seen = manager.inspect(name)[0]
-    if seen.error is not None:
-        failed["inspect"] = seen.error
-    said = manager._release_all((name,), held.key)[0]  # noqa: SLF001 - `release` does not tell
-    if said != Vote.RELEASED:
-        failed["release"] = str(said)
-    return failed
+    released = manager.try_unlock(locked.lock)
+    said = {
+        "extend": None if extended else _said(extended),
+        "inspect": seen.error,
+        "release": None if released else _said(released),
+    }
+    return {step: error for step, error in said.items() if error is not None}
+
+
+def _said(attempt: Attempt) -> str:
+    return attempt.masters[0][1]
 
 
 def percentile(sorted_sample: Sequence[float], percent: float) -> float | None:

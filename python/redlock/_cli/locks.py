@@ -4,48 +4,47 @@ from __future__ import annotations
 
 import math
 
+from redlock import Lock
 from redlock._cli import masters
 from redlock._cli.durations import shown
 from redlock._cli.output import DONE, NO_MAJORITY, NOT_DONE, OUTAGE, Output, is_colourful, painted, table, votes
-from redlock._leasing import Operations
-from redlock._lock import Lock
-from redlock._outcomes import in_words, why_not_extended
-from redlock._redlock import Vote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from redlock import Redlock
-    from redlock._outcomes import Sighting
+    from redlock import Attempt, Sighting
+
+LEAST_TTL = 3  # ms: less leaves no validity
 
 
 def lock(options: argparse.Namespace) -> int:
     """``redlock lock``."""
     out = Output(options)
     tries = math.inf if options.retry_count < 0 else options.retry_count + 1
-    manager = masters.manager(options, retry_count=tries, retry_delay=options.retry_delay / 1000)
-    outcome = manager._acquire(options.name, options.validity)  # noqa: SLF001 - `lock` does not tell an outage
-    if isinstance(outcome, Lock):
+    manager = masters.manager(options, retry_delay=options.retry_delay / 1000)
+    if options.validity < LEAST_TTL:  # to redlock-py a failure like any other
+        return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": []})
+    attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
+    if attempt.lock:
         out.say("ok")
-        key = outcome.key.decode()
-        out.result({"name": options.name, "key": key, "validity_ms": outcome.validity}, key)
+        key = attempt.lock.key.decode()
+        out.result({"name": options.name, "key": key, "validity_ms": attempt.lock.validity}, key)
         return DONE
-    if outcome and not masters.has_quorum(manager, outcome):
-        return _outage(out, manager, options.name, outcome)
-    return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": _said(manager, outcome)})
+    if attempt.reason == "unavailable":
+        return _outage(out, options.name, attempt)
+    return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": votes(attempt.masters)})
 
 
 def unlock(options: argparse.Namespace) -> int:
     """``redlock unlock``."""
     out = Output(options)
-    manager = masters.manager(options)
-    outcome = manager._release(Lock(0, options.name, options.key))  # noqa: SLF001 - `unlock` does not tell
-    if not masters.has_quorum(manager, outcome):
-        return _outage(out, manager, options.name, outcome)
-    said = _said(manager, outcome)
-    if Vote.RELEASED not in outcome:
+    attempt = masters.manager(options).try_unlock(Lock(0, options.name, options.key))
+    if attempt.reason == "unavailable":
+        return _outage(out, options.name, attempt)
+    said = votes(attempt.masters)
+    if not attempt:
         facts = {"name": options.name, "error": "not held", "masters": said}
         return _refused(out, "failed: no master held this lock with this key", facts)
     out.say("ok")
@@ -56,18 +55,16 @@ def unlock(options: argparse.Namespace) -> int:
 def extend(options: argparse.Namespace) -> int:
     """``redlock extend``."""
     out = Output(options)
-    manager = masters.manager(options)
-    operations = Operations(manager, (options.name,))
-    outcome = operations.extend(options.key, operations.checked(options.ttl), None)
-    if not isinstance(outcome, list):
+    attempt = masters.manager(options).try_extend(Lock(0, options.name, options.key), options.ttl)
+    if attempt.lock:
         out.say("ok")
-        out.result({"name": options.name, "validity_ms": outcome.validity_ms})
+        out.result({"name": options.name, "validity_ms": attempt.lock.validity})
         return DONE
-    reason = why_not_extended(outcome, manager.quorum)
-    if reason == "unavailable":
-        return _outage(out, manager, options.name, outcome)
-    facts = {"name": options.name, "error": reason, "masters": _said(manager, outcome)}
-    return _refused(out, f"failed: {'others hold it' if reason == 'taken over' else 'it is not held any more'}", facts)
+    if attempt.reason == "unavailable":
+        return _outage(out, options.name, attempt)
+    facts = {"name": options.name, "error": attempt.reason, "masters": votes(attempt.masters)}
+    is_taken = attempt.reason == "taken over"
+    return _refused(out, f"failed: {'others hold it' if is_taken else 'it is not held any more'}", facts)
 
 
 def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
@@ -76,16 +73,11 @@ def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
     return NOT_DONE
 
 
-def _outage(out: Output, manager: Redlock, name: str, outcome: Sequence[Vote]) -> int:
-    said = _said(manager, outcome)
-    out.error(NO_MAJORITY, name=name, masters=said)
-    for each in said:
-        out.say(f"  {each['master']}: {each['said']}")
+def _outage(out: Output, name: str, attempt: Attempt) -> int:
+    out.error(NO_MAJORITY, name=name, masters=votes(attempt.masters))
+    for master, said in attempt.masters:
+        out.say(f"  {master}: {said}")
     return OUTAGE
-
-
-def _said(manager: Redlock, outcome: Sequence[Vote]) -> list[dict[str, str]]:
-    return votes(in_words(zip(masters.names(manager), outcome, strict=False)))
 
 
 # -- status ------------------------------------------------------------------------------------------------------------

@@ -12,10 +12,7 @@ from redlock import Redlock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
     from typing import Any
-
-    from redlock._redlock import Vote
 
 DEFAULT_URL = "redis://localhost:6379/0"
 STDIN = "-"
@@ -67,13 +64,7 @@ def manager(options: argparse.Namespace, retry_count: float | None = None, retry
 
 def names(manager: Redlock) -> list[str]:
     """What to call the masters: address and database, no secrets."""
-    manager._engine()  # noqa: SLF001 - makes the names
-    return manager._names()  # noqa: SLF001
-
-
-def has_quorum(manager: Redlock, said: Sequence[Vote]) -> bool:
-    """Whether a majority did not fail."""
-    return sum(not vote.is_failure for vote in said) >= manager.quorum
+    return [each.name for each in manager.stats().masters]
 
 
 def probes(options: argparse.Namespace, timeout: float) -> list[Any]:

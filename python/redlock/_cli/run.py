@@ -7,18 +7,18 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from redlock import CannotObtainLock, FencingUnavailable, LockContended
 from redlock._cli import masters
 from redlock._cli.output import NO_MAJORITY, OUTAGE, USAGE, Output, votes
 from redlock._cli.process import POLL, Command, Signals, Terminal, guarded, send, terminate
-from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended
 from redlock._redlock import now
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from redlock import Lease
     from redlock._cli.process import Guard
-    from redlock._lease import Lease
 
 LOST = 76
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells have it

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from redlock import _connections
+from redlock import Sighting, _connections
 from redlock._cli import masters
 from redlock._cli.durations import shown
 from redlock._cli.locks import majority
 from redlock._cli.output import DONE, Output, is_colourful, painted, printable, table
-from redlock._outcomes import Sighting, digest
+from redlock._outcomes import digest
 
 if TYPE_CHECKING:
     import argparse
