@@ -49,7 +49,14 @@ class Wire:
                 data = await source.read(CHUNK)
             except OSError:
                 data = b""
-            loop.call_later(self._delay, *((sink.write, data) if data else (sink.close,)))
+            loop.call_later(self._delay, _deliver, sink, data)
+
+
+def _deliver(sink: asyncio.StreamWriter, data: bytes) -> None:
+    if not data:
+        sink.close()
+    elif not sink.is_closing():
+        sink.write(data)
 
 
 if __name__ == "__main__":
