@@ -14,7 +14,7 @@ from .records import Record, Results
 from .tables import markdown, summary, table, title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -24,6 +24,13 @@ ALT = {
     "faults": "Lock and unlock with one master slow, hung or dead: milliseconds for each library.",
     "crowd": "Pairs a second by the number of threads that share one manager, for each library.",
     "hand-over": "From the unlock until a waiting process holds the lock: milliseconds for each library.",
+}
+NOTES = {
+    "leases": """\
+Each lease is renewed at every third of its TTL. The way to each master leads through a proxy in a process of its own,
+which shares the processors with what is measured. "Lost too early" are leases that were lost with more time left than
+the twentieth of the TTL that a holder has to be told. CPU is that of the process that holds the leases, for a renewal.
+Of the bytes by which it grew for a lease, those beside Python's objects are the engine's and the allocators'.""",
 }
 
 
@@ -36,8 +43,15 @@ def performance(results: Results) -> str:
     """The section of docs/performance.md: all that was measured."""
     facts = markdown([("", "measured on and with"), *results.machine.items()])
     images = [_image(name, "img") for name in ALT]
-    tables = [f"### {_heading(records[0])}\n\n{markdown(table(records))}" for records in _tables(results.records)]
-    return "\n\n".join([facts, *images, *tables])
+    return "\n\n".join([facts, *images, *_sections(results.records)])
+
+
+def _sections(records: Iterable[Record]) -> Iterator[str]:
+    """A table each, and before the first one of a scenario what must be known to read it."""
+    notes = dict(NOTES)
+    for group in _tables(records):
+        note = notes.pop(group[0].scenario, "")
+        yield "\n\n".join(filter(None, [f"### {_heading(group[0])}", note, markdown(table(group))]))
 
 
 def _tables(records: Iterable[Record]) -> list[list[Record]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .contenders import LIBRARIES, start
 from .meters import what_is_counted
-from .setting import far
+from .setting import Condition, far
 
 if TYPE_CHECKING:
     from .measures import Bench
@@ -24,7 +24,8 @@ def machine(bench: Bench) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "server": server.strip().partition(" sha")[0],
-        "2 ms away": far(bench.kind),
+        Condition.DELAYED.value: far(bench.kind, Condition.DELAYED),
+        Condition.FAR.value: far(bench.kind, Condition.FAR),
         "system calls": what_is_counted(),
         **versions(bench),
     }

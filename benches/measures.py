@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, plain_environment, start, start_probe
-from .meters import switches, system_calls
+from .meters import cpu_seconds, resident, switches, system_calls
 from .records import OURS, Record
 from .setting import Condition, setting
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .setting import Setting
 
 HOLD = (0.01, 0.15)  # seconds that a lock is held before it is handed over: out of step with all polling
+FREEZE = 1.0  # seconds
+TAKING = 0.05  # seconds in which a lease must have been taken, on a busy machine
+PARTS = 100  # of what is to show whether memory grows
 BRIEF = (0.0, 0.002)  # the same, where nobody polls
 
 
@@ -43,6 +46,9 @@ class Effort(NamedTuple):
         waiters: numbers of contenders for one lock.
         hand_over: seconds for each of them.
         queue: hand-overs to see how they are spread.
+        keeping: leases, seconds of their TTL, and for how long they are watched.
+        freezing: the same, while a majority is frozen for a second.
+        lasting: pairs over which the memory is to stay as it is.
         imports: how often.
     """
 
@@ -56,11 +62,29 @@ class Effort(NamedTuple):
     waiters: tuple[int, ...]
     hand_over: float
     queue: int
+    keeping: tuple[tuple[int, int, float], ...]
+    freezing: tuple[tuple[int, int, float], ...]
+    lasting: int
     imports: int
 
 
-FULL = Effort((1, 3, 5), 20, 0.06, 100, 6.0, (1, 4, 16, 64), 5, (2, 20), 2.5, 1000, 12)
-QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 100, 3)
+FULL = Effort(
+    (1, 3, 5),
+    20,
+    0.06,
+    100,
+    6.0,
+    (1, 4, 16, 64),
+    5,
+    (2, 20),
+    2.5,
+    1000,
+    ((1000, 3, 30), (10_000, 10, 30)),
+    ((1000, 3, 10),),
+    100_000,
+    12,
+)
+QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 100, ((100, 3, 3),), ((100, 3, 3),), 2000, 3)
 
 
 @dataclass(frozen=True)
@@ -329,6 +353,81 @@ class Relay:
         return milliseconds
 
 
+# ---- leases that are kept, and memory --------------------------------------------------------------------------------
+
+
+def leases(bench: Bench) -> Iterator[list[Record]]:
+    """What it costs to keep many leases, ours alone, and whether all are kept; no library beside it has them."""
+    effort, size = bench.effort, max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004
+    for condition, situations in ((Condition.FAR, effort.keeping), (Condition.FROZEN, effort.freezing)):
+        for many, ttl, seconds in situations:
+            yield [_leases(bench, library, (size, condition), (many, ttl, seconds)) for library in _ours()]
+
+
+def _ours() -> list[Library]:
+    return [library for library in LIBRARIES if library.name.startswith(OURS)]
+
+
+def _leases(
+    bench: Bench, library: Library, masters: tuple[int, Condition], situation: tuple[int, int, float]
+) -> Record:
+    (size, condition), (many, ttl, seconds) = masters, situation
+    record = Record("leases", condition.value, size, many, library.name, "µs", ttl=ttl)
+    with setting(bench.kind, size, condition) as places, start(library, bench.environments, places.urls) as contender:
+        contender.greet()
+        try:
+            _keep(record, places, contender, seconds, bench.effort.bound)
+        except Unable as error:
+            record.trouble = contender.trouble or str(error)
+    return record
+
+
+def _keep(record: Record, masters: Setting, contender: Contender, seconds: float, bound: float) -> None:
+    weighed = contender.ask(f"weigh {record.ttl * 1000}", bound)
+    empty = resident(contender.pid)
+    # They are taken while the masters are near: one after another, ten thousand would take minutes.
+    contender.ask(f"keep {record.callers} {record.ttl * 1000}", bound + record.callers * TAKING)
+    masters.strike()
+    commands, cpu, begin = masters.commands(), cpu_seconds(contender.pid), time.perf_counter()
+    contender.send(f"watch {seconds}")
+    if masters.condition is Condition.FROZEN:
+        time.sleep(seconds / 3)
+        masters.freeze(FREEZE)
+    seen = contender.receive(seconds + bound)
+    took, now, full = time.perf_counter() - begin, cpu_seconds(contender.pid), resident(contender.pid)
+    record.samples, record.lost, record.early = seen["renewals"], seen["lost"], seen["early"]
+    record.rate, record.objects = record.samples / took, weighed["objects"]
+    if record.samples:
+        record.commands = (masters.commands() - commands) / record.samples
+        record.cpu = (now - cpu) * 1e6 / record.samples if now is not None and cpu is not None else None
+    if full is not None and empty is not None:
+        record.memory = (full - empty) / (record.callers - weighed["leases"])
+
+
+def memory(bench: Bench) -> Iterator[list[Record]]:
+    """Of a process that locks and unlocks for long, ours alone: whether it grows."""
+    yield [_memory(bench, library) for library in _ours()]
+
+
+def _memory(bench: Bench, library: Library) -> Record:
+    effort, size = bench.effort, max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004
+    with setting(bench.kind, size) as masters, start(library, bench.environments, masters.urls) as contender:
+        contender.greet()
+        part, grown = effort.lasting // PARTS, []
+        for _ in range(PARTS):
+            contender.take_turn(effort.bound, part, 2 * effort.bound)
+            grown.append(resident(contender.pid))
+        record = Record("memory", masters.condition.value, size, 1, library.name, "MiB", trouble=contender.troubles)
+        sizes = [each for each in grown if each is not None]
+        record.fill([each / 2**20 for each in sizes])
+        record.samples = len(contender.pairs)
+        if sizes:
+            # The first tenth is what it takes to begin with.
+            early = sizes[len(sizes) // 10]
+            record.memory = (sizes[-1] - early) / (record.samples * 0.9)
+        return record
+
+
 # ---- import ----------------------------------------------------------------------------------------------------------
 
 
@@ -359,4 +458,12 @@ def _start_ms(python: str, code: str) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (pairs, crowd, hand_over, queue, imports)
+SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (
+    pairs,
+    crowd,
+    hand_over,
+    queue,
+    leases,
+    memory,
+    imports,
+)

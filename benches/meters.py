@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,14 @@ def cpu_seconds(pid: int) -> float | None:
         return None
     # clock_getcpuclockid(3), which Python has for threads only: the clock of a process is made of its number.
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def resident(pid: int) -> int | None:
+    """Bytes of memory that a process has; None where that cannot be asked."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
 
 
 def system_calls(pid: int, work: Callable[[], None]) -> int | None:

@@ -36,10 +36,10 @@ class Record:
     """One contender in one situation.
 
     Attributes:
-        scenario: "pairs", "crowd", "hand-over", "queue" or "import".
+        scenario: "pairs", "crowd", "hand-over", "queue", "leases", "memory" or "import".
         condition: of the masters, as `Condition` names it.
         masters: how many.
-        callers: how many at once.
+        callers: how many at once; of leases, how many are kept.
         contender: who.
         unit: of the numbers that follow.
         samples: how many; 0 if it could not do it at all, and then the numbers are None.
@@ -53,6 +53,10 @@ class Record:
         calls: system calls for an operation (or what else ``machine["system calls"]`` says was counted).
         commands: that all masters together carried out for an operation.
         least: how often the one held the lock who got it least often, and in ``most`` who got it most often.
+        ttl: seconds, of leases.
+        rate: operations a second.
+        lost: leases that were lost, and in ``early`` those of them that had more time than the holder needs to be told.
+        memory: bytes by which the process grew for an operation or a lease; in ``objects`` what Python's objects are.
         trouble: what went wrong, if anything did.
     """
 
@@ -78,6 +82,12 @@ class Record:
     commands: float | None = None
     least: int | None = None
     most: int | None = None
+    ttl: int = 0
+    rate: float | None = None
+    lost: int | None = None
+    early: int | None = None
+    memory: float | None = None
+    objects: float | None = None
     trouble: str = ""
 
     def fill(self, sample: Sequence[float]) -> None:

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import selectors
 import statistics
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from support.loop import RIG
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 # Of replies, and up to so much more each way. With what the proxy itself takes, about 2 ms: `far` measures it.
 DELAY, JITTER = 0.001, 0.0005  # seconds
+FAR = 0.005  # seconds, each way
 SLOW = 0.05  # seconds; well within the timeout below
 # What one would set who expects masters to break. Contenders without such an option go without.
 TIMEOUTS = "?socket_timeout=0.1&socket_connect_timeout=0.1"
@@ -37,6 +41,8 @@ class Condition(Enum):
     HEALTHY = "healthy"
     AWAKE = "healthy, no processor sleeps"
     DELAYED = "2 ms away"
+    FAR = "5 ms away each way"
+    FROZEN = "5 ms away each way, a majority frozen for 1 s"
     SLOW = "one slow"
     HUNG = "one hung"
     DEAD = "one dead"
@@ -45,6 +51,31 @@ class Condition(Enum):
     def is_fault(self) -> bool:
         """Whether one master is broken, which N = 1 cannot survive."""
         return self in {Condition.SLOW, Condition.HUNG, Condition.DEAD}
+
+
+class Wire:
+    """The way to a server through a process of its own: `wire.py`.
+
+    Args:
+        server: where it leads.
+    """
+
+    def __init__(self, server: Server) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("wire.py")), str(server.port)]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._child.stdout is not None  # noqa: S101 (for mypy: both are pipes)
+        self.url = f"redis://127.0.0.1:{int(self._child.stdout.readline())}"
+
+    def delay(self, seconds: float) -> None:
+        """Hold what arrives from now on so long, each way."""
+        assert self._child.stdin is not None  # noqa: S101
+        self._child.stdin.write(f"{seconds}\n".encode())
+        self._child.stdin.flush()
+
+    def stop(self) -> None:
+        """End the process."""
+        self._child.kill()
+        self._child.communicate()
 
 
 class Setting:
@@ -63,6 +94,10 @@ class Setting:
         for _ in range(size):
             self._servers.append(Server(kind))
             stack.callback(self._servers[-1].stop)
+        self._wires: list[Wire] = []
+        for server in self._servers if condition in {Condition.FAR, Condition.FROZEN} else ():
+            self._wires.append(Wire(server))
+            stack.callback(self._wires[-1].stop)
         self._proxies: list[Proxy] = []
         for server in self._far_away():
             self._proxies.append(Proxy(server))
@@ -76,8 +111,8 @@ class Setting:
         return among.get(self.condition, [])
 
     @property
-    def _places(self) -> list[Place]:
-        return [*self._proxies, *self._servers[len(self._proxies) :]]
+    def _places(self) -> Sequence[Place | Wire]:
+        return self._wires or [*self._proxies, *self._servers[len(self._proxies) :]]
 
     @property
     def urls(self) -> list[str]:
@@ -86,13 +121,24 @@ class Setting:
         return [place.url + options for place in self._places]
 
     def strike(self) -> None:
-        """Break the first master, if that is the condition."""
+        """Break the first master, or move all far away, if that is the condition."""
+        for wire in self._wires:
+            wire.delay(FAR)
         if self.condition is Condition.SLOW:
             self._proxies[0].delay = SLOW
         elif self.condition is Condition.HUNG:
             self._servers[0].freeze()
         elif self.condition is Condition.DEAD:
             self._servers[0].kill()
+
+    def freeze(self, seconds: float) -> None:
+        """Stop a majority for so long."""
+        majority = self._servers[: self.size // 2 + 1]
+        for server in majority:
+            server.freeze()
+        time.sleep(seconds)
+        for server in majority:
+            server.thaw()
 
     def commands(self) -> int:
         """How many all masters together have carried out so far."""
@@ -135,9 +181,10 @@ def network() -> Iterator[None]:
         RIG.stop()
 
 
-def far(kind: ServerKind) -> str:
+def far(kind: ServerKind, condition: Condition) -> str:
     """How far away masters behind the proxy are, as measured."""
-    with setting(kind, 1, Condition.DELAYED) as masters:
+    with setting(kind, 1, condition) as masters:
+        masters.strike()
         times = masters.round_trips()
     cuts = statistics.quantiles(times, n=20)
     return f"{statistics.median(times):.1f} ms ({cuts[0]:.1f}-{cuts[-1]:.1f})"

@@ -16,6 +16,8 @@ TITLES = {
     "crowd": "{callers} callers of one manager, N = {masters}; pairs a second",
     "hand-over": "hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
     "queue": "hand-over after hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
+    "leases": "{callers} leases with a TTL of {ttl} s are kept, {condition}, N = {masters}",
+    "memory": "memory of a process in which one caller locks and unlocks, N = {masters}; MiB",
     "import": "import redlock, beyond a bare interpreter; milliseconds",
 }
 
@@ -69,8 +71,30 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("commands each", lambda record: number(record.commands)),
         REST[1],
     ),
+    "leases": (
+        MEDIAN[0],
+        ("lost", lambda record: number(record.lost)),
+        ("lost too early", lambda record: number(record.early)),
+        ("renewals/s", lambda record: number(record.rate)),
+        ("CPU each, µs", lambda record: number(record.cpu)),
+        ("commands/s", lambda record: number(record.rate and record.commands and record.rate * record.commands)),
+        ("bytes a lease", lambda record: number(record.memory)),
+        ("beside Python's objects", lambda record: number(_beside(record))),
+        REST[1],
+    ),
+    "memory": (
+        *MEDIAN,
+        ("worst", lambda record: number(record.worst)),
+        ("pairs", lambda record: str(record.samples or "")),
+        ("bytes a pair", lambda record: number(record.memory)),
+        REST[1],
+    ),
     "import": (*MEDIAN, *REST),
 }
+
+
+def _beside(record: Record) -> float | None:
+    return None if record.memory is None or record.objects is None else record.memory - record.objects
 
 
 def title(record: Record) -> str:

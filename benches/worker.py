@@ -8,6 +8,9 @@ Runs in the environment of its library, so it imports nothing else that is not P
     crowd CALLERS SECONDS  -> {"pairs": how many, "seconds": how long, "failed": {why: times}}
     hold                   -> {"at": nanoseconds}, once the lock of all contenders is ours
     free                   -> {"at": nanoseconds}, when the unlock began
+    weigh TTL              -> {"leases": how many, "objects": bytes for one of them in Python's own memory}
+    keep LEASES TTL        -> {"leases": how many there are now}; the TTL in milliseconds
+    watch SECONDS          -> {"renewals": how many, "lost": how many, "early": how many of these}
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from hashlib import sha1
 from importlib import import_module as _import
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TTL = 10  # seconds, for all
+SAMPLE = 20  # leases that are looked at
 SHARED = "bench:shared"  # what waiters wait for
 PACKAGES = ("redlock-rs", "redlock-py", "pottery", "redlock", "aioredlock", "redis", "aioredis", "hiredis")
 
@@ -48,15 +53,18 @@ class Library:
         lock: takes the name of a resource; something false, or an exception, if the lock was not granted.
         unlock: takes what ``lock`` returned.
         awaits: whether both have to be awaited.
+        manager: what else it has, for those who know it.
     """
 
-    def __init__(self, lock: Callable[[str], Any], unlock: Callable[[Any], Any], *, awaits: bool = False) -> None:
-        self.lock, self.unlock, self.awaits = lock, unlock, awaits
+    def __init__(
+        self, lock: Callable[[str], Any], unlock: Callable[[Any], Any], *, awaits: bool = False, manager: Any = None
+    ) -> None:
+        self.lock, self.unlock, self.awaits, self.manager = lock, unlock, awaits, manager
 
 
 def by_manager(manager: Any, ttl: int, *, awaits: bool = False) -> Library:
     """A library whose locks are made by one object for all."""
-    return Library(lambda resource: manager.lock(resource, ttl), manager.unlock, awaits=awaits)
+    return Library(lambda resource: manager.lock(resource, ttl), manager.unlock, awaits=awaits, manager=manager)
 
 
 def by_object(make: Callable[[str], Any]) -> Library:
@@ -241,6 +249,8 @@ class Worker:
         self._resource = f"bench:{os.getpid()}"
         self._caller = Caller(library, SHARED)
         self._lock: Any = None
+        self._leases: list[Any] = []
+        self._early = 0
 
     def pairs(self, seconds: float, most: float) -> dict[str, object]:
         """One caller after another lock."""
@@ -271,6 +281,42 @@ class Worker:
         begin = time.perf_counter_ns()
         self._run(self._caller.unlock(self._lock))
         return {"at": begin}
+
+    def weigh(self, ttl: float) -> dict[str, float]:
+        """Take some leases that are renewed, and look at what Python allocates for them."""
+        self.keep(1, ttl)  # what comes with the first is no part of the others
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        self.keep(1 + SAMPLE, ttl)
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return {"leases": len(self._leases), "objects": (after - before) / SAMPLE}
+
+    def keep(self, leases: float, ttl: float) -> dict[str, int]:
+        """Take leases that are renewed, until there are so many."""
+        self._run(self._take(leases, ttl))
+        return {"leases": len(self._leases)}
+
+    async def _take(self, leases: float, ttl: float) -> None:
+        while len(self._leases) < leases:
+            name = f"{self._resource}:{len(self._leases)}"
+            lease = self._library.manager.acquire(name, int(ttl), auto_extend=True, on_lost=self._on_lost)
+            self._leases.append(await lease if self._library.awaits else lease)
+
+    def _on_lost(self, lease: Any) -> None:
+        # A holder is told a twentieth of the TTL before the end, and that is no loss of time.
+        left = lease._state.expires_at - _import("redlock._redlock").now()  # noqa: SLF001 (`remaining` is 0 by now)
+        self._early += left * 1000 > max(lease.ttl / 20, 50)
+
+    def watch(self, seconds: float) -> dict[str, int]:
+        """Let them be renewed."""
+        before = self._library.manager.stats()
+        if self._library.awaits:
+            self._loop.run_until_complete(asyncio.sleep(seconds))
+        else:
+            time.sleep(seconds)
+        after = self._library.manager.stats()
+        return {"renewals": after.extended - before.extended, "lost": after.lost, "early": self._early}
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work) if self._library.awaits else drive(work)
