@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
 
 use crate::engine::crowd::Crowds;
 use crate::error::Error;
@@ -35,6 +35,7 @@ pub struct Masters {
     handle: Handle,
     lines: Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>,
     crowds: Arc<Crowds>,
+    renewals: Semaphore,
 }
 
 impl Deref for Masters {
@@ -56,6 +57,11 @@ impl Masters {
     #[must_use]
     pub fn fresh_key(&self) -> Key {
         token::key(|bytes| self.handle.effects().fill_random(bytes))
+    }
+
+    /// Wait until the masters may be asked to renew one more lease. Those who wait go on in the order in which they came.
+    async fn may_renew(&self) -> Option<SemaphorePermit<'_>> {
+        self.renewals.acquire().await.ok()
     }
 
     /// The longest a round waits for masters that do not answer.
@@ -125,6 +131,10 @@ fn least(resources: &[Vec<u8>]) -> &[u8] {
 /// How many resources of one claim are asked for at once, at most: the deadline of a round bounds what is sent for it.
 const MOST_AT_ONCE: usize = 1000;
 
+/// How many leases are renewed at the same time, at most. After a pause of the process all are due at once, and the last
+/// answer has to come before the first renewal that waits for it gives up: 300 µs each take 80 ms.
+const MOST_RENEWALS: usize = 256;
+
 /// What `ask` says about each resource, all asked at once if they are not too many; the first error if there is any.
 async fn of_each<'a, T, F>(resources: &'a [Vec<u8>], ask: impl Fn(&'a [u8]) -> F) -> Result<Vec<T>, Error>
 where
@@ -162,7 +172,8 @@ impl Session {
             .iter()
             .map(|(endpoint, health)| Master::new(Arc::clone(endpoint), Arc::clone(health), handle.clone()))
             .collect();
-        Self { executor, masters: Arc::new(Masters { list, handle, lines: Mutex::default(), crowds }) }
+        let (lines, renewals) = (Mutex::default(), Semaphore::new(MOST_RENEWALS));
+        Self { executor, masters: Arc::new(Masters { list, handle, lines, crowds, renewals }) }
     }
 
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.

@@ -257,7 +257,8 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
         return wait(lease, handle, lease.with(|state| state.lost_at())).await;
     }
     let lost_at = lease.with(|state| state.lost_at());
-    let Either::Left((turn, _)) = select(pin!(lease.turn(handle)), handle.sleep_until(lost_at)).await else { return };
+    let ready = async { (masters.may_renew().await, lease.turn(handle).await) };
+    let Either::Left((ready, _)) = select(pin!(ready), handle.sleep_until(lost_at)).await else { return };
     // Another may just have extended it.
     if let Step::Renew(ttl) = lease.next(handle.now()) {
         let mut extension = pin!(lease.try_to_extend(masters, ttl));
@@ -268,7 +269,7 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
             }
         }
     }
-    drop(turn);
+    drop(ready);
 }
 
 /// Whether an extension or a release waits for another one that is under way.
