@@ -226,7 +226,8 @@ pub async fn keep(masters: Arc<Masters>, lease: Arc<SharedLease>) -> bool {
     loop {
         match lease.next(handle.now()) {
             Step::Wait(at) => wait(&lease, handle, at).await,
-            Step::Renew(ttl) => renew(&lease, &masters, ttl).await,
+            // On the heap: of thousands of leases, few are renewed at the same time.
+            Step::Renew(ttl) => Box::pin(renew(&lease, &masters, ttl)).await,
             Step::Lose(reason) => lease.lose(reason),
             Step::GiveBackAt(at) if handle.now() < at => wait(&lease, handle, at).await,
             Step::GiveBackAt(_) if masters.is_empty() => {

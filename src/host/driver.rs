@@ -24,6 +24,9 @@ use crate::runtime::{self, Alarm, locked};
 /// The longest wait: the clock may jump meanwhile, and new leases that are due later are taken up then.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
+/// A wait that ends so late was not the masters' doing: the process was stopped, or had no processor.
+const LATE: Duration = Duration::from_millis(20);
+
 /// A session that has nothing to do is kept for so long: the next lease finds its connections.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -324,6 +327,10 @@ impl Lanes {
         let woke = || self.process.is_asleep.store(false, Ordering::SeqCst);
         // If it fails, the descriptors are looked at again in the next turn.
         _ = blocking::poll_then(&all.sources, timeout, woke);
+        let late = BootClock.now().since(now.after(timeout));
+        if late > LATE {
+            self.list.iter().for_each(|lane| lane.session.was_left_alone(late));
+        }
         self.ear.turn();
     }
 }

@@ -251,8 +251,11 @@ impl Executor {
     /// come.
     pub fn run_until_stalled(&mut self) {
         self.handle.0.woken.is_host_waiting.store(false, Ordering::SeqCst);
+        // What is due later has to wait until the sockets were looked at again: an answer that is there comes first, also
+        // where the process was stopped meanwhile.
+        let now = self.handle.now();
         self.poll_woken();
-        while self.fire_timers() {
+        while self.fire_timers(now) {
             self.poll_woken();
         }
     }
@@ -306,12 +309,12 @@ impl Executor {
     }
 
     /// Wake everybody whose time has come; whether there was anybody.
-    fn fire_timers(&self) -> bool {
+    fn fire_timers(&self, now: Instant) -> bool {
         let mut timers = locked(&self.handle.0.timers);
         if timers.pending.is_empty() {
             return false;
         }
-        let later = timers.pending.split_off(&(self.handle.now(), u64::MAX));
+        let later = timers.pending.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut timers.pending, later);
         drop(timers);
         let any = !due.is_empty();

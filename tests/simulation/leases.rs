@@ -20,7 +20,7 @@ use super::extending::Hold;
 use super::oracle::Rule;
 use super::plan::{Plan, Sharing, log_uniform};
 use super::resp::Request;
-use super::time::{MS, Nanos};
+use super::time::{MS, Nanos, SECOND};
 use super::wire::open;
 use super::worker::Worker;
 use super::world::{Event, World};
@@ -86,6 +86,8 @@ struct Driver {
     /// Until when it is not scheduled, and for how long it was not in all.
     late_until: Nanos,
     late_in_all: Nanos,
+    /// It was not scheduled for so long, and has not said so yet.
+    left_alone: Nanos,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -272,6 +274,12 @@ impl World {
         if self.now() < until {
             return self.schedule(until, Event::Drive { client });
         }
+        // As in the thread, which notices that a wait was too long.
+        let absent = std::mem::take(&mut self.leases.drivers[client].left_alone);
+        if absent > LATE {
+            let lanes = self.seats.iter().filter(|seat| seat.is_lane && seat.client == client);
+            lanes.for_each(|seat| seat.session.was_left_alone(Duration::from_nanos(absent)));
+        }
         let jobs = std::mem::take(&mut self.leases.drivers[client].jobs);
         let releases: Vec<usize> = jobs.into_iter().filter_map(|(op, task)| self.begin_job(client, op, task)).collect();
         // As in the thread: first what it renews, then what it releases on other sessions.
@@ -365,6 +373,7 @@ impl World {
             let driver = &mut self.leases.drivers[client];
             driver.late_until = driver.late_until.max(until);
             driver.late_in_all += delay;
+            driver.left_alone = driver.left_alone.max(delay);
             self.schedule(until, Event::Drive { client });
         }
     }
@@ -398,7 +407,9 @@ impl World {
         let client = self.workers[*worker].client;
         let expires_at = lease.with(|state| state.expires_at());
         let absent_until = self.clients[client].paused_until.max(self.leases.drivers[client].late_until);
-        let is_excused = absent_until >= self.when(client, expires_at);
+        // While the machine sleeps no timer goes off: a wait ends within a second of its waking.
+        let asleep = if self.plan.sleeps() { SECOND } else { 0 };
+        let is_excused = absent_until + asleep >= self.when(client, expires_at);
         let late = self.shown(client).since(expires_at);
         if self.shown(client) >= expires_at && !is_excused {
             self.violation(Rule::ToldLate, &format!("op {op}: {late:?} after the end of validity"));
@@ -533,6 +544,9 @@ impl World {
         self.leases.books.get(&op).is_some_and(|book| book.is_released_late)
     }
 }
+
+/// What the thread notices, as `host::driver` has it.
+const LATE: Nanos = 20 * MS;
 
 /// The drift that holders allow for.
 pub const fn drift_ms(ttl_ms: u64) -> u64 {

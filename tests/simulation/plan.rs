@@ -250,6 +250,11 @@ impl Plan {
         self.faults.clear();
     }
 
+    /// Whether a machine sleeps now and then.
+    pub fn sleeps(&self) -> bool {
+        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Suspend { .. }))
+    }
+
     /// In some worlds the machines of clients are suspended, for half a TTL or for several.
     fn draw_suspends(&mut self, random: &mut StdRng) {
         self.ttl_ms = self.ttl_ms.max(log_uniform(random, 2000, 8000));
