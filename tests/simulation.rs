@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 11] = [
+const FAILED: [(u64, &str); 13] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -89,6 +89,14 @@ const FAILED: [(u64, &str); 11] = [
     (
         1_795_000_000_001_000_407,
         "two round trips, to the master that is asked first and to the others, had the time of one",
+    ),
+    (
+        1_795_824_897_519_395_437,
+        "a driver that was away gave up the connections that it was making, and the release of a dropped lease with them",
+    ),
+    (
+        1_795_824_897_519_407_245,
+        "a machine slept, and its holder was told within a second of its waking, which is in time",
     ),
 ];
 
