@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redlock._arguments import encode
 from redlock._async_lease import AsyncLease
 from redlock._failures import log_failures
-from redlock._outcomes import OWN_METHODS, why_not_extended
+from redlock._outcomes import OWN_METHODS
 from redlock._redlock import Held, Operation, Vote, now
 from redlock._terms import Keeping, Pace, Terms, listed
 
@@ -60,18 +60,17 @@ class AsyncOperations(Terms["AsyncRedlock"]):
     def _terms(self, ttl: int) -> tuple[int, int, int]:
         return ttl, self._drift(ttl), self.quorum
 
-    async def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[Vote]:
+    async def extend(self, key: Encodable, ttl: int) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
             key: of the lease.
             ttl: milliseconds.
-            until: when validity ends, as far as it is known: masters that have lost the key are given it again before.
 
         Returns:
             What is held now, or what each master said.
         """
-        terms = ttl, self.quorum, self._drift(ttl), until
+        terms = ttl, self.quorum, self._drift(ttl)
         operation = Operation.extend(self._names(), encode("key", key), *terms)
         outcome: HeldLike | list[Vote]
         with self._timed():
@@ -100,20 +99,14 @@ class AsyncOperations(Terms["AsyncRedlock"]):
         return await self._to_the_end(self._extend_by_clients(state, key, ttl))
 
     async def _extend_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
-        drift = self._drift(ttl)
         async with self._turn:
-            if reason := state.begin_extension(ttl, drift):
+            if reason := state.begin_extension(ttl, self._drift(ttl)):
                 return reason
-            end: float | None = None
-            why: Reason = "unavailable"
+            outcome: HeldLike | list[Vote] | None = None
             try:
-                outcome = await self.extend(key, ttl, None)
-                if isinstance(outcome, list):
-                    why = why_not_extended(outcome, self.quorum)
-                else:
-                    end = outcome.expires_at
+                outcome = await self.extend(key, ttl)
             finally:
-                reason = state.end_extension(ttl, drift, end, why)
+                reason = self.end_extension(state, ttl, outcome)
             return reason
 
     async def release_lease(self, state: LeaseState, key: Encodable) -> None:
@@ -130,7 +123,7 @@ class AsyncOperations(Terms["AsyncRedlock"]):
     async def _release_by_clients(self, state: LeaseState, key: Encodable) -> None:
         async with self._turn:
             said = await self.release_all(key)
-        state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
+        self.end_release(state, said)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, also when the caller is cancelled."""

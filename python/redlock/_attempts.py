@@ -34,7 +34,7 @@ class Attempt:
         failed: those of them that gave no vote, and why.
     """
 
-    lock: Lock | None = field(repr=False)  # whoever knows the key can release it
+    lock: Lock | None = field(repr=False)  # with its key, any caller can release it
     reason: NotDone | None
     masters: tuple[tuple[str, str], ...]
     failed: tuple[tuple[str, str], ...]

@@ -87,13 +87,12 @@ class Operations(Terms["Redlock"]):
         self.attempts += operation.rounds
         return self.taken[-1]
 
-    def extend(self, key: Encodable, ttl: int, until: float | None) -> HeldLike | list[Vote]:
+    def extend(self, key: Encodable, ttl: int) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
             key: of the lease.
             ttl: milliseconds.
-            until: when validity ends, as far as it is known: masters that have lost the key are given it again before.
 
         Returns:
             What is held now, or what each master said.
@@ -106,7 +105,7 @@ class Operations(Terms["Redlock"]):
 
                 outcome: HeldLike | list[Vote] = _objects.extend(manager, self._resources, key, (ttl, self._drift(ttl)))
             else:
-                terms = ttl, self.quorum, self._drift(ttl), until
+                terms = ttl, self.quorum, self._drift(ttl)
                 outcome = engine.run(Operation.extend(self._names(), encode("key", key), *terms))
         self.counters.extended += not isinstance(outcome, list)
         return outcome
@@ -132,19 +131,13 @@ class Operations(Terms["Redlock"]):
         self._turns.take(lambda: self._extend_by_clients(state, key, ttl))
 
     def _extend_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
-        drift = self._drift(ttl)
-        if reason := state.begin_extension(ttl, drift):
+        if reason := state.begin_extension(ttl, self._drift(ttl)):
             return reason
-        end: float | None = None
-        why: Reason = "unavailable"
+        outcome: HeldLike | list[Vote] | None = None
         try:
-            outcome = self.extend(key, ttl, None)
-            if isinstance(outcome, list):
-                why = _outcomes.why_not_extended(outcome, self.quorum)
-            else:
-                end = outcome.expires_at
+            outcome = self.extend(key, ttl)
         finally:
-            reason = state.end_extension(ttl, drift, end, why)
+            reason = self.end_extension(state, ttl, outcome)
         return reason
 
     def release_lease(self, state: LeaseState, key: Encodable) -> None:
@@ -163,7 +156,7 @@ class Operations(Terms["Redlock"]):
         if state.begin_release():
             with self._timed():
                 said = self._manager._release_all(self._resources, key)  # noqa: SLF001
-            state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
+            self.end_release(state, said)
 
     def giving_back(self, key: Encodable) -> Callable[[], None] | None:
         """What releases a lease that nothing refers to any more; ``None`` where the engine does."""
@@ -248,7 +241,7 @@ def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[F
             return False
         return Lock(lock.validity, lock.resource, lock.key)
     operations = Operations(manager, (lock.resource,))
-    outcome = operations.extend(lock.key, operations.checked(ttl), None)
+    outcome = operations.extend(lock.key, operations.checked(ttl))
     return False if isinstance(outcome, list) else Lock(outcome.validity_ms, lock.resource, lock.key)
 
 

@@ -173,7 +173,7 @@ class Redlock:
         Args:
             resource: the name, as in :meth:`lock`.
             ttl: how long the masters keep the lock, in milliseconds.
-            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits for ever.
+            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits without end.
             retry_count: the same; ``None``: as often as the timeout allows, whatever the manager's is.
             retry_delay: the same; ``None``: the manager's.
 
@@ -236,7 +236,7 @@ class Redlock:
 
         _attempts.check_no_lease(lock)
         operations = _leasing.Operations(self, (lock.resource,))
-        return _attempts.to_extend(operations, lock, operations.extend(lock.key, operations.checked(ttl), None))
+        return _attempts.to_extend(operations, lock, operations.extend(lock.key, operations.checked(ttl)))
 
     # -- leases --------------------------------------------------------------------------------------------------------
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
 from redlock._keeper import Keeper
 from redlock._lock import LockContended
-from redlock._outcomes import refusal
-from redlock._redlock import Held, LeaseState, now
+from redlock._outcomes import refusal, why_not_extended
+from redlock._redlock import Held, LeaseState, Vote, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redlock._counters import Counters
-    from redlock._redlock import Engine, Vote
-    from redlock._types import Encodable, HeldLike, Manager, Resource
+    from redlock._redlock import Engine
+    from redlock._types import Encodable, HeldLike, Manager, Reason, Resource
 
 M = TypeVar("M", bound="Manager")
 
@@ -152,6 +152,26 @@ class Terms(Generic[M]):
             return LeaseState(None, [b""], b"", self.quorum, ttl, self._drift(ttl), held.expires_at)
         terms = encode("key", held.key), self.quorum, ttl, self._drift(ttl), held.expires_at
         return LeaseState(engine, self._names(), *terms, self._manager._script())  # noqa: SLF001
+
+    def end_extension(self, state: LeaseState, ttl: int, outcome: HeldLike | list[Vote] | None) -> Reason | None:
+        """Note what came of an extension by clients' own methods.
+
+        Args:
+            state: of the lease.
+            ttl: milliseconds that were asked for.
+            outcome: what is held now, or what each master said; ``None``: something was raised.
+
+        Returns:
+            Why it was not extended.
+        """
+        if outcome is None or isinstance(outcome, list):
+            why: Reason = "unavailable" if outcome is None else why_not_extended(outcome, self.quorum)
+            return state.end_extension(ttl, self._drift(ttl), None, why)
+        return state.end_extension(ttl, self._drift(ttl), outcome.expires_at, None)
+
+    def end_release(self, state: LeaseState, said: list[Vote]) -> None:
+        """Note what each master said to a release by clients' own methods."""
+        state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
 
     @property
     def keeper(self) -> Keeper:

@@ -171,7 +171,7 @@ class AsyncRedlock:
         Args:
             resource: the name, as in :meth:`lock`.
             ttl: how long the masters keep the lock, in milliseconds.
-            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits for ever.
+            timeout: seconds to wait at most, as in :meth:`acquire`; ``None`` waits without end.
             retry_count: the same; ``None``: as often as the timeout allows, whatever the manager's is.
             retry_delay: the same; ``None``: the manager's.
 
@@ -225,7 +225,7 @@ class AsyncRedlock:
         """
         _attempts.check_no_lease(lock)
         operations = AsyncOperations(self, (lock.resource,))
-        return _attempts.to_extend(operations, lock, await operations.extend(lock.key, operations.checked(ttl), None))
+        return _attempts.to_extend(operations, lock, await operations.extend(lock.key, operations.checked(ttl)))
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class AsyncRedlock:
                 return False
             return Lock(lock.validity, lock.resource, lock.key)
         operations = AsyncOperations(self, (lock.resource,))
-        outcome = await operations.extend(lock.key, operations.checked(ttl), None)
+        outcome = await operations.extend(lock.key, operations.checked(ttl))
         return False if isinstance(outcome, list) else Lock(outcome.validity_ms, lock.resource, lock.key)
 
     async def locked(self, resource: Encodable) -> bool:

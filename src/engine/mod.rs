@@ -25,7 +25,7 @@ use crate::master::endpoint::Endpoint;
 use crate::master::health::Health;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Verdict};
-use crate::runtime::{Alarm, Effects, Executor, Handle, Wait, locked};
+use crate::runtime::{Effects, Executor, Handle, Wait, locked};
 use crate::token::{self, Key};
 
 /// The masters of one session.
@@ -176,6 +176,12 @@ impl Session {
         Self { executor, masters: Arc::new(Masters { list, handle, lines, crowds, renewals }) }
     }
 
+    /// Timers, tasks and the outside world.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        self.masters.handle()
+    }
+
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.
     pub fn spawn<F>(&self, operation: impl FnOnce(Arc<Masters>) -> F)
     where
@@ -193,11 +199,6 @@ impl Session {
         let (done, result) = oneshot::channel();
         self.spawn(|masters| operation(masters).map(|value| _ = done.send(value)));
         result
-    }
-
-    /// From now on, what another thread wakes ends the wait of the host, too, by `alarm`.
-    pub fn let_others_wake(&self, alarm: Alarm) {
-        self.masters.handle.let_others_wake(Some(alarm));
     }
 
     /// Let everything that can go on go on, until all is waiting.

@@ -19,7 +19,7 @@ use crate::engine::renew::{SharedLease, Waits, keep, release_lease};
 use crate::host::pool::{InProcess, Pool};
 use crate::host::{System, blocking};
 use crate::lease::{Reason, Step};
-use crate::runtime::{self, Alarm, locked};
+use crate::runtime::{Alarm, locked};
 
 /// The longest wait: the clock may jump meanwhile, and new leases that are due later are taken up then.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
@@ -88,11 +88,17 @@ struct Process {
 #[derive(Default)]
 struct Mail {
     jobs: Vec<Job>,
-    /// What ends the wait of the thread, if there is one.
+    /// What ends the wait of the thread, if there is one and it waits.
     alarm: Option<Alarm>,
     /// When it looks for jobs again.
     wakes_at: Instant,
     finish: Finish,
+}
+
+impl Mail {
+    fn wake(&self) {
+        self.alarm.as_ref().inspect(|alarm| alarm());
+    }
 }
 
 /// Whether the process is about to end.
@@ -135,7 +141,7 @@ impl Process {
         mail.jobs.push(job);
         if due < mail.wakes_at {
             mail.wakes_at = due;
-            self.wake(&mail);
+            mail.wake();
         }
         Ok(())
     }
@@ -144,21 +150,18 @@ impl Process {
     fn hurry(&self) {
         let mut mail = locked(&self.mail);
         mail.wakes_at = Instant::default();
-        self.wake(&mail);
-    }
-
-    fn wake(&self, mail: &Mail) {
-        if self.is_asleep.swap(false, Ordering::SeqCst)
-            && let Some(alarm) = &mail.alarm
-        {
-            alarm();
-        }
+        mail.wake();
     }
 
     /// Start the thread; what ends its wait. All signals are for the interpreter's threads, which wait for them.
     fn start(self: &Arc<Self>) -> io::Result<Alarm> {
         let ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
-        let alarm = alarm(&ear)?;
+        let (bell, process) = (ear.handle().effects().alarm(ear.handle())?, Arc::clone(self));
+        let alarm: Alarm = Arc::new(move || {
+            if process.is_asleep.swap(false, Ordering::SeqCst) {
+                bell();
+            }
+        });
         let lanes = Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, list: Vec::new() };
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let builder = thread::Builder::new().name("redlock-driver".into()).stack_size(STACK_SIZE);
@@ -173,7 +176,7 @@ impl Process {
             return;
         }
         mail.finish = Finish::Asked;
-        self.wake(&mail);
+        mail.wake();
         let waited = self.ended.wait_timeout_while(mail, patience, |mail| mail.alarm.is_some());
         waited.unwrap_or_else(PoisonError::into_inner).0.finish = Finish::No;
     }
@@ -184,25 +187,6 @@ impl Process {
         mail.wakes_at = deadline;
         mail.jobs.is_empty() && mail.finish != Finish::Asked
     }
-}
-
-/// A bell that the session hears.
-fn alarm(ear: &Session) -> io::Result<Alarm> {
-    let mut heard = Err(io::ErrorKind::Other.into());
-    ear.spawn(|masters| {
-        let (bell, rung) = match runtime::bell(masters.handle()) {
-            Ok((bell, rung)) => (Ok(bell), Some(rung)),
-            Err(error) => (Err(error), None),
-        };
-        heard = bell;
-        async move {
-            if let Some(rung) = rung {
-                rung.listen().await;
-            }
-        }
-    });
-    let bell = heard?;
-    Ok(Arc::new(move || bell.ring()))
 }
 
 /// The sessions that the thread drives.
@@ -287,13 +271,7 @@ impl Lanes {
         }
         let session = owing.unwrap_or_else(|| home.new_session());
         let mut lane = Lane::new(home, session, is_lent);
-        let (process, alarm) = (Arc::clone(&self.process), Arc::clone(&self.alarm));
-        let wake = move || {
-            if process.is_asleep.swap(false, Ordering::SeqCst) {
-                alarm();
-            }
-        };
-        lane.session.let_others_wake(Arc::new(wake));
+        lane.session.handle().let_others_wake(Some(Arc::clone(&self.alarm)));
         lane.begin(lease, task);
         self.list.push(lane);
     }

@@ -45,10 +45,10 @@ impl Effects for System {
         clock::since_epoch()
     }
 
-    fn alarm(&self, handle: &Handle) -> Option<Alarm> {
-        let (bell, rung) = runtime::bell(handle).ok()?;
+    fn alarm(&self, handle: &Handle) -> io::Result<Alarm> {
+        let (bell, rung) = runtime::bell(handle)?;
         handle.spawn(rung.listen());
-        Some(Arc::new(move || bell.ring()))
+        Ok(Arc::new(move || bell.ring()))
     }
 
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

@@ -85,29 +85,26 @@ impl Told {
     }
 }
 
-/// The listener of a lease, which outlives the lease in the driver.
-struct Ear(Arc<Told>);
-
-impl Listener for Ear {
+impl Listener for Arc<Told> {
     fn asked(&self, was_extended: bool, took: Duration) {
-        self.0.renewals.extended.fetch_add(was_extended.into(), Ordering::Relaxed);
-        self.0.renewals.add(took);
+        self.renewals.extended.fetch_add(was_extended.into(), Ordering::Relaxed);
+        self.renewals.add(took);
     }
 
     fn lost(&self, _: Reason) {
-        self.0.tell(Event::Lost);
+        self.tell(Event::Lost);
     }
 
     fn renew(&self, ttl: Ttl) {
-        self.0.tell(Event::Renew(ttl));
+        self.tell(Event::Renew(ttl));
     }
 
     fn give_back(&self) {
-        self.0.tell(Event::GiveBack);
+        self.tell(Event::GiveBack);
     }
 
     fn news(&self) {
-        self.0.tell(Event::News);
+        self.tell(Event::News);
     }
 }
 
@@ -196,7 +193,7 @@ impl LeaseState {
         let told = Arc::new(Told { renewals, keeper: Mutex::default() });
         let expires_at = Instant::from_zero(Duration::try_from_secs_f64(expires_at).unwrap_or_default());
         let state = Lease::new(BootClock.now(), Ttl { ms: ttl_ms, drift_ms }, expires_at);
-        let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(Ear(Arc::clone(&told)))));
+        let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(Arc::clone(&told))));
         let (is_kept, busy) = Default::default();
         Ok(Self { lease, told, pool, pid: getpid(), is_kept, busy })
     }

@@ -29,9 +29,12 @@ pub trait Effects: Clock + Send + Sync {
     /// The wall clock: the time since 1970 began. It may be wrong and it may go back; nothing may rest on it.
     fn since_epoch(&self) -> Duration;
 
-    /// What ends the wait of the host that drives the executor of `handle`, called from any thread; `None` if there is no
-    /// such thing to be had. Then the wait ends by itself before long.
-    fn alarm(&self, handle: &Handle) -> Option<Alarm>;
+    /// What ends the wait of the host that drives the executor of `handle`, called from any thread.
+    ///
+    /// # Errors
+    ///
+    /// There is no such thing to be had. Then the wait ends by itself before long.
+    fn alarm(&self, handle: &Handle) -> io::Result<Alarm>;
 
     /// Open a byte stream to the address of `endpoint`: no TLS, no handshake, no deadline.
     fn connect(&self, endpoint: &Endpoint, handle: &Handle) -> BoxFuture<'static, io::Result<Stream>>;

@@ -123,7 +123,7 @@ impl Handle {
     pub fn let_others_wake(&self, alarm: Option<Alarm>) {
         let woken = &self.0.woken;
         if woken.alarm.get().is_none()
-            && let Some(alarm) = alarm.or_else(|| self.effects().alarm(self))
+            && let Some(alarm) = alarm.or_else(|| self.effects().alarm(self).ok())
         {
             _ = woken.alarm.set(alarm);
         }

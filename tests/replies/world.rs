@@ -118,8 +118,8 @@ impl Effects for World {
         self.state().now.since_zero()
     }
 
-    fn alarm(&self, _: &Handle) -> Option<Alarm> {
-        None
+    fn alarm(&self, _: &Handle) -> io::Result<Alarm> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn connect(&self, endpoint: &Endpoint, _handle: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

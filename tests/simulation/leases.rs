@@ -347,7 +347,7 @@ impl World {
         self.attend(session);
         let seat = &mut self.seats[session];
         seat.is_lane = true;
-        seat.session.let_others_wake(super::wire::alarm(session, &self.deeds));
+        seat.session.handle().let_others_wake(Some(super::wire::alarm(session, &self.deeds)));
     }
 
     /// Whether the thread that drives a session is scheduled.

@@ -183,8 +183,8 @@ impl Effects for Host {
         Duration::from_nanos(EPOCH + self.wall.shown())
     }
 
-    fn alarm(&self, _: &Handle) -> Option<Alarm> {
-        Some(alarm(self.session, &self.deeds))
+    fn alarm(&self, _: &Handle) -> io::Result<Alarm> {
+        Ok(alarm(self.session, &self.deeds))
     }
 
     fn connect(&self, endpoint: &Endpoint, _: &Handle) -> BoxFuture<'static, io::Result<Stream>> {

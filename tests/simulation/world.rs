@@ -575,7 +575,7 @@ impl World {
         }
     }
 
-    /// When somebody who falls asleep now, and wakes then, does what was due `at`: the library looks at the clock again
+    /// When a task that falls asleep now, and wakes then, does what was due `at`: the library looks at the clock again
     /// and again, its callers only wait.
     fn end_of_wait(&mut self, at: Nanos, awake: Nanos, is_cut: bool) -> Nanos {
         let left = at.saturating_sub(self.now());
