@@ -21,8 +21,12 @@ use crate::host::{System, blocking};
 use crate::lease::{Reason, Step};
 use crate::runtime::{Alarm, locked};
 
-/// The longest wait: the clock may jump meanwhile, and new leases that are due later are taken up then.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// The longest wait: the clock may jump meanwhile, and new leases that are due later are taken up then. The tests have to
+/// see that everything else ends the wait itself.
+const LONGEST_WAIT: Duration = if cfg!(test) { Duration::from_secs(3600) } else { Duration::from_millis(500) };
+
+/// At the end of a process: all leases are released within so many times what one answer may take, or are left behind.
+const LONGEST_END: u32 = 10;
 
 /// A wait that ends so late was not the masters' doing: the process was stopped, or had no processor.
 const LATE: Duration = Duration::from_millis(20);
@@ -59,7 +63,8 @@ pub fn release_later(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
     current().post(Job { home: Arc::clone(pool.here()), lease, task: Task::Release }, Instant::default())
 }
 
-/// The process is about to end: release all leases that are renewed, and wait for that, but no longer than `patience`.
+/// The process is about to end: release all leases that are renewed, and wait for that as long as it goes on: no longer
+/// than `patience` for the next answer, and no longer than ten times that in all.
 pub fn finish(patience: Duration) {
     current().finish(patience);
 }
@@ -79,8 +84,8 @@ fn current() -> &'static Arc<Process> {
 struct Process {
     pid: Pid,
     mail: Mutex<Mail>,
-    /// The thread has ended.
-    ended: Condvar,
+    /// The thread has ended, or has one task more or less.
+    progress: Condvar,
     is_asleep: AtomicBool,
     child: OnceLock<Arc<Process>>,
 }
@@ -93,6 +98,8 @@ struct Mail {
     /// When it looks for jobs again.
     wakes_at: Instant,
     finish: Finish,
+    /// How many tasks there are, while the process is about to end.
+    at_work: usize,
 }
 
 impl Mail {
@@ -126,8 +133,8 @@ enum Task {
 
 impl Default for Process {
     fn default() -> Self {
-        let (mail, ended) = (Mutex::default(), Condvar::new());
-        Self { pid: getpid(), mail, ended, is_asleep: AtomicBool::new(false), child: OnceLock::new() }
+        let (mail, progress) = (Mutex::default(), Condvar::new());
+        Self { pid: getpid(), mail, progress, is_asleep: AtomicBool::new(false), child: OnceLock::new() }
     }
 }
 
@@ -155,8 +162,9 @@ impl Process {
 
     /// Start the thread; what ends its wait. All signals are for the interpreter's threads, which wait for them.
     fn start(self: &Arc<Self>) -> io::Result<Alarm> {
-        let ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
+        let mut ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
         let (bell, process) = (ear.handle().effects().alarm(ear.handle())?, Arc::clone(self));
+        ear.turn(); // or the first wait would not hear the bell
         let alarm: Alarm = Arc::new(move || {
             if process.is_asleep.swap(false, Ordering::SeqCst) {
                 bell();
@@ -177,8 +185,17 @@ impl Process {
         }
         mail.finish = Finish::Asked;
         mail.wake();
-        let waited = self.ended.wait_timeout_while(mail, patience, |mail| mail.alarm.is_some());
-        waited.unwrap_or_else(PoisonError::into_inner).0.finish = Finish::No;
+        let end = BootClock.now().after(patience * LONGEST_END);
+        let mut goes_on = true;
+        while goes_on {
+            let before = mail.at_work;
+            let waits = |mail: &mut Mail| mail.alarm.is_some() && mail.at_work == before;
+            let waited = self.progress.wait_timeout_while(mail, patience, waits);
+            let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            goes_on = after.alarm.is_some() && !timeout.timed_out() && BootClock.now() < end;
+            mail = after;
+        }
+        mail.finish = Finish::No;
     }
 
     /// Whether the thread may wait until `deadline`: there is nothing to do before.
@@ -222,10 +239,13 @@ impl Lanes {
 
     /// Work until there is nothing left to do.
     fn attend(&mut self) {
-        while !self.is_over() {
+        loop {
             self.take_up();
             self.list.iter_mut().for_each(Lane::turn);
             self.sweep();
+            if self.is_over() {
+                return;
+            }
             self.wait();
         }
     }
@@ -237,7 +257,7 @@ impl Lanes {
         if is_over {
             mail.alarm = None;
             drop(mail);
-            self.process.ended.notify_all();
+            self.process.progress.notify_all();
         }
         is_over
     }
@@ -286,6 +306,10 @@ impl Lanes {
             } else if lane.is_lent {
                 lane.home.take_back(lane.session);
             }
+        }
+        if is_finishing {
+            locked(&self.process.mail).at_work = self.list.iter().map(Lane::at_work).sum();
+            self.process.progress.notify_all();
         }
     }
 
@@ -351,9 +375,13 @@ impl Lane {
         self.has_told_news = has_news;
     }
 
+    fn at_work(&self) -> usize {
+        Arc::strong_count(&self.at_work) - 1
+    }
+
     /// Whether there is something to do on it, or will be soon.
     fn goes_on(&mut self, now: Instant, is_finishing: bool) -> bool {
-        let at_work = Arc::strong_count(&self.at_work) - 1;
+        let at_work = self.at_work();
         if self.leases.len() > 2 * at_work {
             self.leases.retain(|lease| lease.strong_count() > 0);
         }
@@ -424,7 +452,7 @@ mod tests {
 
     fn wait_for_end(process: &Process) {
         let mail = locked(&process.mail);
-        let (mail, waited) = process.ended.wait_timeout_while(mail, LONG, |mail| mail.alarm.is_some()).unwrap();
+        let (mail, waited) = process.progress.wait_timeout_while(mail, LONG, |mail| mail.alarm.is_some()).unwrap();
         assert!(!waited.timed_out() && mail.jobs.is_empty());
     }
 
@@ -482,8 +510,11 @@ mod tests {
     fn the_end_of_the_process_does_not_wait_for_longer_than_it_has() {
         let process = Arc::new(Process::default());
         process.finish(LONG); // there is no thread
-        let (lease, _heard) = lease(60_000, || ());
+        let (lease, _heard) = lease(600_000, || ());
         renew(&process, &lease);
+        while locked(&process.mail).wakes_at < BootClock.now() {
+            thread::yield_now(); // it has to hear the first alarm of all
+        }
         process.finish(LONG);
         wait_for_end(&process);
     }
