@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 import logging
+import operator
 import os
 import re
 import socket
@@ -239,38 +240,36 @@ class Masters:
             logger.warning("%s is listed with several databases: those fail together", host)
 
 
-# Those that may be put in the place of redis-py's own in one client.
-_METHODS = frozenset(("set", "eval", "execute_command"))
+# Those that may be put in the place of redis-py's own, in one client or in a class.
+_METHODS = ("set", "eval", "execute_command")
+_CLIENT_METHODS = operator.attrgetter(*_METHODS)
+_CONNECT = operator.attrgetter("connect")
 
 
 class _Patches:
     """What may have been put in the place of redis-py's own methods, in clients or in their classes."""
 
     def __init__(self, servers: Collection[SupportsSetEval]) -> None:
-        kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
-        # Of each: where it is found, its name, and what was last found there and may be passed by.
-        self._methods: list[tuple[type, str, object]] = [
-            *((redis.client.Redis, method, None) for method in ("set", "eval", "execute_command")),
-            *((kind, "connect", None) for kind in kinds),
-        ]
+        self._kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
+        # What was last found in the classes, and may be passed by.
+        self._passed: list[Any] = []
         # The live ones. These methods are inherited: they stand in there only when they were patched in, and then there
         # is more in there than before.
         self._namespaces = [vars(server) for server in servers]
         self._size = 0
 
     def are_there(self) -> bool:
-        """Whether there are any now."""
-        for index, (owner, method, known) in enumerate(self._methods):
-            found = getattr(owner, method)
-            if found is not known:
-                if not does_as_redis_py(found):
-                    return True
-                self._methods[index] = owner, method, found
-        size = sum(map(len, self._namespaces))  # each call passes here
+        """Whether there are any now. Each call passes here: few steps of the interpreter's."""
+        found = [_CLIENT_METHODS(redis.client.Redis), *map(_CONNECT, self._kinds)]
+        if found != self._passed:
+            if not all(map(does_as_redis_py, (*found[0], *found[1:]))):
+                return True
+            self._passed = found
+        size = sum(map(len, self._namespaces))
         if size != self._size:
             if any(map(_is_patched_in, self._namespaces)):
                 return True
-            if all(map(_METHODS.isdisjoint, self._namespaces)):
+            if all(map(frozenset(_METHODS).isdisjoint, self._namespaces)):
                 self._size = size
         return False
 
