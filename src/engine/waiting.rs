@@ -87,7 +87,8 @@ impl<'a> Waiting<'a> {
         let was_contended = self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
         self.woken = false;
         let handle = self.masters.handle();
-        if !self.request.retry_delay.is_zero() && !self.is_next(cancel).await {
+        // Without a pause there is nothing to wait for.
+        if self.request.retry_delay.is_zero() || !self.is_next(cancel).await {
             return !cancel.is_terminated() && handle.now() < self.give_up_at;
         }
         let place = self.place.get_or_insert_with(|| self.masters.join(&self.request.resources));
