@@ -122,7 +122,7 @@ fn is_hopeless(votes: &[Vote], quorum: usize) -> bool {
 
 /// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
 ///
-/// Among contenders one master is asked first, and the others only on its yes.
+/// Among contenders one master is asked first, and the others not if it says no.
 async fn round(
     masters: &Masters,
     request: &Request,
@@ -139,10 +139,14 @@ async fn round(
     let limit = start.after(Duration::from_millis(request.ttl_ms / 2)).min(waiting.give_up_at);
     let deadline = || masters.handle().now().after(masters.patience(request.ttl_ms)).min(limit);
     let is_open = match designated {
-        Some(first) => in_time(canvass.ask_first(first), masters.handle().sleep_until(deadline()), cancel).await,
+        Some(first) => {
+            // One that keeps silent leaves time to ask the others.
+            let until = deadline().min(start.after(Duration::from_millis(request.ttl_ms / 4)));
+            in_time(canvass.ask_first(first), masters.handle().sleep_until(until), cancel).await
+        }
         None => Some(true),
     };
-    if is_open == Some(true) {
+    if is_open != Some(false) && !cancel.is_terminated() {
         in_time(canvass.ask_others(designated), masters.handle().sleep_until(deadline()), cancel).await;
     }
     *highest_seen = canvass.highest_seen();
