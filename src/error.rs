@@ -24,6 +24,9 @@ pub enum Error {
     /// The round was decided before its answer came.
     #[error("not awaited")]
     NotAwaited,
+    /// It has the lock, and a release of it is still on its way there.
+    #[error("about to lose it")]
+    Withdrawn,
     /// The connection ended before the answer came.
     #[error("connection closed")]
     Closed,

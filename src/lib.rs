@@ -16,6 +16,7 @@
 #[cfg(all(feature = "planted-bugs", feature = "python"))]
 compile_error!("planted bugs are for the simulation, never for anything that is shipped");
 
+pub mod claim;
 pub mod clock;
 pub mod engine;
 pub mod error;

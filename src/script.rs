@@ -2,11 +2,11 @@
 //!
 //! Only an exact `OK`, or a script's own answer, is ever a vote.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Cmd, ServerError, Value, cmd};
 
+use crate::claim::Claim;
 use crate::error::Error;
 
 /// The release script, letter for letter redlock-py's, so that both share one entry in the servers' script caches.
@@ -112,17 +112,6 @@ impl Default for UnlockScript {
     fn default() -> Self {
         Self::new(UNLOCK)
     }
-}
-
-/// What one attempt claims, and all that is needed to release it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
-    /// The names of the locks, one or several to be held together: the Redis keys.
-    pub resources: Vec<Vec<u8>>,
-    /// The proof of ownership: the value of each.
-    pub key: Vec<u8>,
-    /// How it is released.
-    pub script: Arc<UnlockScript>,
 }
 
 /// How one master compares and deletes, best first.

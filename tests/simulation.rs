@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 13] = [
+const FAILED: [(u64, &str); 18] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -98,6 +98,20 @@ const FAILED: [(u64, &str); 13] = [
         1_795_824_897_519_407_245,
         "a machine slept, and its holder was told within a second of its waking, which is in time",
     ),
+    (
+        1_795_824_897_519_420_689,
+        "a renewal counted a master from which the connection that took the lock released it, as it was given up",
+    ),
+    (
+        1_795_824_897_519_412_672,
+        "a lease that had been held for as long as it may was released while the loop still waited for its SET",
+    ),
+    (1_795_824_897_519_539_170, "the same"),
+    (
+        1_795_824_897_519_432_017,
+        "each try waited for the one master that is asked first, which kept silent, and asked no other",
+    ),
+    (1_795_824_897_519_459_171, "the same"),
 ];
 
 #[test]

@@ -285,25 +285,21 @@ class LeaseState:
 
     Args:
         engine: whose masters have it; ``None`` where clients' own methods are called.
-        resources: the names.
-        key: the proof of ownership.
+        held: what was granted; ``None`` for the same.
         quorum: how many masters must agree.
         ttl_ms: how long the masters keep it.
         drift_ms: how far apart the clocks may run in that time.
         expires_at: on :func:`now`.
-        unlock_script: replaces the release script.
     """
 
     def __new__(
         cls,
         engine: Engine | None,
-        resources: Sequence[bytes],
-        key: bytes,
+        held: Held | None,
         quorum: int,
         ttl_ms: int,
         drift_ms: int,
         expires_at: float,
-        unlock_script: str | None = None,
     ) -> LeaseState: ...
     @property
     def remaining_ms(self) -> int:

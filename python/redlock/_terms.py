@@ -147,11 +147,10 @@ class Terms(Generic[M]):
 
     def state(self, held: HeldLike, ttl: int) -> LeaseState:
         """The state of a lease that was just granted."""
-        engine = self._engine()
-        if engine is None:  # clients' own methods are called: for any names and keys
-            return LeaseState(None, [b""], b"", self.quorum, ttl, self._drift(ttl), held.expires_at)
-        terms = encode("key", held.key), self.quorum, ttl, self._drift(ttl), held.expires_at
-        return LeaseState(engine, self._names(), *terms, self._manager._script())  # noqa: SLF001
+        engine, terms = self._engine(), (self.quorum, ttl, self._drift(ttl), held.expires_at)
+        if engine is None or not isinstance(held, Held):  # clients' own methods are called: for any names and keys
+            return LeaseState(None, None, *terms)
+        return LeaseState(engine, held, *terms)
 
     def end_extension(self, state: LeaseState, ttl: int, outcome: HeldLike | list[Vote] | None) -> Reason | None:
         """Note what came of an extension by clients' own methods.

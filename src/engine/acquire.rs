@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 
+use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::release::{Treatment, release_where};
 use crate::engine::waiting::Waiting;
@@ -17,11 +18,11 @@ use crate::engine::{Masters, fence as fencing, of_each};
 use crate::error::Error;
 use crate::fence::{self, Ballot, Call, Reply};
 use crate::master::Master;
-use crate::master::link::Link;
+use crate::master::link::{Link, Taking};
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
 use crate::runtime::Sleep;
-use crate::script::{self, Claim, Grant, UnlockScript};
+use crate::script::{self, Grant, UnlockScript};
 
 /// A lock to take.
 #[derive(Debug, Clone)]
@@ -189,7 +190,7 @@ struct Attempt {
 impl Attempt {
     fn new(masters: &Masters, request: &Request, highest_seen: u64) -> Self {
         let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
-        let claim = Claim { resources: request.resources.clone(), key, script: Arc::clone(&request.script) };
+        let claim = Claim::new(request.resources.clone(), key, Arc::clone(&request.script));
         let not_yet = || AtomicBool::new(false);
         Self {
             claim: Arc::new(claim),
@@ -226,7 +227,7 @@ impl Attempt {
             let set = &set;
             async move {
                 master.watch_clock(&link);
-                link.call(set, Some(&self.claim)).await
+                link.call(set, Some(self.taking(index))).await
             }
         };
         let wanted = || self.is_wanted_of(master);
@@ -245,12 +246,16 @@ impl Attempt {
         let exchange = |link: Link| {
             self.sent[index].store(true, Ordering::Relaxed);
             master.watch_clock(&link);
-            fencing::run(link, &call, Some(&self.claim), wanted)
+            fencing::run(link, &call, Some(self.taking(index)), wanted)
         };
         let answer =
             master.call_to_take(resource, exchange, wanted).await.map_err(|error| master.doubt().unwrap_or(error))?;
         self.answered[index].store(true, Ordering::Relaxed);
         fence::reply(answer.value)
+    }
+
+    fn taking(&self, master: usize) -> Taking {
+        Taking { claim: Arc::clone(&self.claim), master }
     }
 
     /// Whether the vote of `master` still counts: whether it is to be relied on may show only when there is a connection.

@@ -7,16 +7,17 @@ use futures_util::future::{BoxFuture, join_all, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
+use crate::claim::{Claim, Decision};
 use crate::clock::Instant;
 use crate::engine::release::compare_and;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::lease::Reason;
 use crate::master::Master;
-use crate::master::link::Link;
+use crate::master::link::{Link, Taking};
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
-use crate::script::{self, Claim, Extension};
+use crate::script::{self, Extension};
 
 /// A lock to keep.
 #[derive(Debug, Clone)]
@@ -98,6 +99,7 @@ pub fn why_not(answers: &[Answer], quorum: usize) -> Reason {
 
 /// The answers of all masters, as they come in.
 struct Poll {
+    claim: Arc<Claim>,
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
     awaited: Vec<bool>,
     tally: Tally,
@@ -118,6 +120,7 @@ impl Poll {
                 .boxed()
         };
         Self {
+            claim: Arc::clone(&request.claim),
             asked: masters.iter().enumerate().map(ask).collect(),
             awaited,
             tally: Tally::new(request.quorum, count),
@@ -135,11 +138,21 @@ impl Poll {
                 self.tally.close_one();
             }
             let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
+            let answer = match answer {
+                // It will lose the lock.
+                Ok(Extension::Extended) if !self.can_rely_on(index) => Err(Error::Withdrawn),
+                answer => answer,
+            };
             if answer == Ok(Extension::Extended) || counts {
                 self.tally.grant();
             }
             self.answers[index] = answer;
         }
+    }
+
+    /// Whether it keeps the lock that was found there, unless its holder releases it.
+    fn can_rely_on(&self, master: usize) -> bool {
+        self.claim.decide(master, Decision::Counted)
     }
 
     /// A quorum has extended; or it cannot, and either that is final or no answer is due that could show so: the caller
@@ -200,18 +213,20 @@ async fn ask_for(
 /// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to no master.
 pub async fn retake(masters: &Masters, request: &Request, extended: &Extended) {
     let until = request.valid_until.map(|until| until.min(extended.expires_at));
-    let forgetful = masters.iter().zip(&extended.answers).filter(|(_, answer)| **answer == Ok(Extension::Absent));
-    join_all(forgetful.map(|(master, _)| give(master, masters, request, until))).await;
+    let is_forgetful = |index: &usize| extended.answers[*index] == Ok(Extension::Absent);
+    join_all((0..masters.len()).filter(is_forgetful).map(|index| give(index, masters, request, until))).await;
 }
 
-async fn give(master: &Master, masters: &Masters, request: &Request, until: Option<Instant>) {
+async fn give(index: usize, masters: &Masters, request: &Request, until: Option<Instant>) {
+    let (master, claim) = (&masters[index], &request.claim);
+    claim.lost_at(index);
     let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
     let is_ours = || is_valid() && !request.is_given_back.load(Ordering::Relaxed);
     let give = |resource| async move {
         let set = script::set(resource, &request.claim.key, request.ttl_ms);
         let exchange = |link: Link| {
             let set = &set;
-            async move { link.call(set, Some(&request.claim)).await }
+            async move { link.call(set, Some(Taking { claim: Arc::clone(claim), master: index })).await }
         };
         master.call_to_take(resource, exchange, is_ours).await
     };

@@ -6,25 +6,25 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::Value;
 
+use crate::claim::Claim;
 use crate::engine::of_each;
 use crate::error::Error;
 use crate::fence::{self, Ballot, Call, Reply};
 use crate::master::Master;
-use crate::master::link::Link;
+use crate::master::link::{Link, Taking};
 use crate::quorum::Verdict;
-use crate::script::Claim;
 
-/// Make `call` at the master at the other end of `link`, in the form it wants. `claim` is what the call takes, if
+/// Make `call` at the master at the other end of `link`, in the form it wants. `taking` is what the call takes, if
 /// anything; `wanted` says whether it is still to be taken when another form has to be tried.
 pub(super) async fn run(
     link: Link,
     call: &Call<'_>,
-    claim: Option<&Arc<Claim>>,
+    taking: Option<Taking>,
     wanted: impl Fn() -> bool,
 ) -> Result<Value, Error> {
     loop {
         let form = link.fencing_form();
-        let reply = link.call(&call.command(form), claim).await?;
+        let reply = link.call(&call.command(form), taking.clone()).await?;
         let fallback = match &reply {
             Value::ServerError(error) => form.fallback(error),
             _ => None,

@@ -1,11 +1,13 @@
 //! Giving a lock back: compare and delete on every master.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use redis::{Cmd, Value};
 
+use crate::claim::Claim;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::master::Master;
@@ -13,7 +15,11 @@ use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum;
 use crate::runtime::Handle;
-use crate::script::{self, Claim, CompareAndDelete, Release};
+use crate::script::{self, CompareAndDelete, Release};
+
+/// How soon it is looked again whether another session has its answer, and how long between two looks at most.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// What one master said to a release.
 pub type Answer = Result<Release, Error>;
@@ -35,15 +41,44 @@ pub enum Treatment {
 /// and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
+    release_where(masters, claim, treatment(masters)).await
+}
+
+/// The same where no caller waits, and other sessions may still be owed answers to what took the lock. A release must not
+/// overtake that: a master that owes such an answer is told when it has come, or its connection has been given up.
+pub async fn release_after_answers(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
+    let owes: Vec<bool> = (0..masters.len()).map(|index| claim.is_unanswered_at(index)).collect();
+    let treatment = treatment(masters);
+    let told_now = |index: usize, master: &Master| if owes[index] { Treatment::Skip } else { treatment(index, master) };
+    let mut answers = release_where(masters, claim, told_now).await;
+    if owes.contains(&true) {
+        let mut pause = FIRST_LOOK;
+        while (0..masters.len()).any(|index| claim.is_unanswered_at(index)) {
+            masters.handle().sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
+        }
+        let rest = |index: usize, master: &Master| if owes[index] { treatment(index, master) } else { Treatment::Skip };
+        let said = release_where(masters, claim, rest).await;
+        answers = answers
+            .into_iter()
+            .zip(said)
+            .zip(owes)
+            .map(|((one, other), owes)| if owes { other } else { one })
+            .collect();
+    }
+    answers
+}
+
+/// How each master is treated now.
+fn treatment(masters: &Masters) -> impl Fn(usize, &Master) -> Treatment {
     let quorum = quorum::majority(masters.len());
     let needs_suspects = masters.needs_suspects(quorum);
     let awaited = masters.awaited(quorum);
-    let treatment = |index: usize, master: &Master| {
+    move |index: usize, master: &Master| {
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
         let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
         if is_suspect { Treatment::Tell } else { Treatment::Await }
-    };
-    release_where(masters, claim, treatment).await
+    }
 }
 
 /// Release `claim`, treating each master as `treatment` says.

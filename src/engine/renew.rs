@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use futures_util::future::{Either, select};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 
+use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::Masters;
 use crate::engine::extend;
-use crate::engine::release::{self, release};
+use crate::engine::release::{self, release, release_after_answers};
 use crate::lease::{Lease, Reason, Step, Ttl};
 use crate::planted::{self, Bug};
 use crate::runtime::{Alarm, Handle, locked};
-use crate::script::Claim;
 
 /// What is told of a lease while it is renewed: in the thread that renews, so it must not wait for anything.
 pub trait Listener: Send + Sync {
@@ -278,6 +278,8 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
 pub enum Waits {
     /// It does.
     ForTurn,
+    /// It does, and a release also waits for the answers that other sessions are owed about the lock. No caller waits for it.
+    ForAnswers,
     /// It interrupts the one that has the turn, which cannot go on meanwhile. An extension that was interrupted by a
     /// release releases once more at its end.
     ForNothing,
@@ -287,7 +289,7 @@ pub enum Waits {
 /// [`Reason::Unavailable`] another try may succeed.
 pub async fn extend_lease(masters: &Masters, lease: &SharedLease, ttl: Ttl, waits: Waits) -> Result<(), Reason> {
     let turn = match waits {
-        Waits::ForTurn => Some(lease.turn(masters.handle()).await),
+        Waits::ForTurn | Waits::ForAnswers => Some(lease.turn(masters.handle()).await),
         Waits::ForNothing => None,
     };
     let result = lease.try_to_extend(masters, ttl).await;
@@ -302,7 +304,9 @@ pub async fn extend_lease(masters: &Masters, lease: &SharedLease, ttl: Ttl, wait
 pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits) -> Option<Vec<release::Answer>> {
     let is_first = lease.begin_release(masters.handle().now());
     let turn = match waits {
-        Waits::ForTurn if !planted::is(Bug::KeeperGoesOn) => Some(lease.turn(masters.handle()).await),
+        Waits::ForTurn | Waits::ForAnswers if !planted::is(Bug::KeeperGoesOn) => {
+            Some(lease.turn(masters.handle()).await)
+        }
         Waits::ForNothing if !is_first => return None,
         _ => None,
     };
@@ -310,7 +314,10 @@ pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits)
     if lease.with(|state| state.is_given_back()) {
         return None;
     }
-    let answers = release(masters, &lease.claim).await;
+    let answers = match waits {
+        Waits::ForAnswers => release_after_answers(masters, &lease.claim).await,
+        Waits::ForTurn | Waits::ForNothing => release(masters, &lease.claim).await,
+    };
     drop(turn);
     let absent = answers.iter().filter(|answer| matches!(answer, Ok(crate::script::Release::Absent))).count();
     lease.end_release(absent + lease.quorum <= answers.len());

@@ -350,7 +350,7 @@ impl Lane {
         let (at_work, home) = (Arc::clone(&self.at_work), Arc::clone(&self.home));
         self.session.spawn(|masters| async move {
             if task == Task::Release {
-                release_lease(&masters, &lease, Waits::ForTurn).await;
+                release_lease(&masters, &lease, Waits::ForAnswers).await;
             } else if keep(masters, Arc::clone(&lease)).await {
                 // Taken up in the next turn of this thread.
                 _ = current().post(Job { home, lease, task: Task::Release }, Instant::default());
@@ -402,9 +402,9 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::Claim;
     use crate::engine::renew::Listener;
     use crate::lease::{Lease, Ttl};
-    use crate::script::Claim;
     use nix::sys::signal::Signal;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -438,7 +438,7 @@ mod tests {
     /// A lease of no masters: renewals are for its listener to see to, and no one does so.
     fn lease(ttl_ms: u64, on_renewal: fn()) -> (Arc<SharedLease>, Receiver<&'static str>) {
         let (told, heard) = channel();
-        let claim = Claim { resources: vec![b"r".to_vec()], key: b"k".to_vec(), script: Arc::default() };
+        let claim = Claim::new(vec![b"r".to_vec()], b"k".to_vec(), Arc::default());
         let (now, ttl) = (BootClock.now(), Ttl { ms: ttl_ms, drift_ms: 2 });
         let mut state = Lease::new(now, ttl, ttl.expires_at(now));
         state.renew(now, None);

@@ -8,6 +8,7 @@ use futures_util::future::join4;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, Value, cmd};
 
+use crate::claim::Claim;
 use crate::error::Error;
 use crate::master::bounded::{Bounded, Outstanding};
 use crate::master::endpoint::{Address, Endpoint};
@@ -17,7 +18,7 @@ use crate::master::link::Link;
 use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
-use crate::script::{Claim, CompareAndDelete, is_unknown_command};
+use crate::script::{CompareAndDelete, is_unknown_command};
 
 /// Commands that may be queued on one connection: so many that there is room for the releases of all claims when it is
 /// given up.
@@ -243,7 +244,7 @@ async fn ask_eval(link: &Link) -> Result<(), Error> {
 /// Whether the server's own compare-and-delete may be run where EVAL may not. Tried on a name that nobody uses: a
 /// refusal of the name is not one of the command.
 async fn may_run(link: &Link, way: CompareAndDelete) -> Result<bool, Error> {
-    let nobodys = Claim { resources: Vec::new(), key: Vec::new(), script: Arc::default() };
+    let nobodys = Claim::new(Vec::new(), Vec::new(), Arc::default());
     if way == CompareAndDelete::Evalsha {
         return Ok(false);
     }

@@ -11,6 +11,7 @@ use futures_util::task::AtomicWaker;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value};
 
+use crate::claim::{Claim, Decision};
 use crate::clock::Instant;
 use crate::error::Error;
 use crate::fence::Form;
@@ -18,7 +19,7 @@ use crate::master::bounded::Outstanding;
 use crate::master::watch::{Change, Watches};
 use crate::planted::{self, Bug};
 use crate::runtime::{Handle, locked};
-use crate::script::{Claim, CompareAndDelete};
+use crate::script::CompareAndDelete;
 
 const UNTRACKED: u8 = 0;
 const ASKED: u8 = 1;
@@ -45,10 +46,19 @@ struct Shared {
     outstanding: Outstanding,
     tracking: AtomicU8,
     fencing_form: Mutex<Form>,
-    unanswered: Mutex<Vec<Arc<Claim>>>,
+    unanswered: Mutex<Vec<Taking>>,
     asks: AtomicBool,
     heard: Mutex<Heard>,
     life: Arc<Life>,
+}
+
+/// What a command takes, and which of the manager's masters it is sent to.
+#[derive(Debug, Clone)]
+pub struct Taking {
+    /// It.
+    pub claim: Arc<Claim>,
+    /// Its index.
+    pub master: usize,
 }
 
 /// The last answer, and how long answers usually take.
@@ -205,14 +215,14 @@ impl Link {
     /// connection, for its late answer is worth nothing, and its commands must not pile up to be executed minutes
     /// later.
     ///
-    /// `claim` is what the command takes: should the connection be given up before the answer, its release is sent
+    /// `taking` is what the command takes: should the connection be given up before the answer, its release is sent
     /// first.
-    pub async fn call(&self, command: &Cmd, claim: Option<&Arc<Claim>>) -> Result<Value, Error> {
+    pub async fn call(&self, command: &Cmd, taking: Option<Taking>) -> Result<Value, Error> {
         if self.0.life.given_up.load(Ordering::Acquire) {
             // The driver would still write it out before it closes, and nothing could follow.
             return Err(self.0.life.error());
         }
-        let _unanswered = claim.map(|claim| Unanswered::new(self, claim));
+        let _unanswered = taking.map(|taking| Unanswered::new(self, taking));
         let _expected = self.0.outstanding.expect();
         let (sent, absent) = (self.0.handle.now(), self.0.handle.unattended());
         let mut connection = self.0.connection.clone();
@@ -236,16 +246,19 @@ impl Link {
     /// Whether the answer to a claim is still to come: to that with this key, or to any.
     #[must_use]
     pub fn awaits(&self, key: Option<&[u8]>) -> bool {
-        self.is_open() && locked(&self.0.unanswered).iter().any(|claim| key.is_none_or(|key| claim.key == key))
+        self.is_open() && locked(&self.0.unanswered).iter().any(|taking| key.is_none_or(|key| taking.claim.key == key))
     }
 
     /// Close the connection. What was sent may still lie in the master's socket buffer and be executed when it wakes
     /// up, so every claim without an answer is followed by its release: on the same connection, where nothing can
-    /// overtake.
+    /// overtake. But not if an extension has found it at this master: then it was executed, and its holder relies on it.
     pub fn give_up(&self) {
-        let mut claims = std::mem::take(&mut *locked(&self.0.unanswered));
-        claims.dedup_by(|one, other| Arc::ptr_eq(one, other));
-        for claim in claims.into_iter().filter(|_| !planted::is(Bug::SilentGiveUp)) {
+        let mut unanswered = std::mem::take(&mut *locked(&self.0.unanswered));
+        unanswered.dedup_by(|one, other| Arc::ptr_eq(&one.claim, &other.claim));
+        for Taking { claim, master } in unanswered {
+            if planted::is(Bug::SilentGiveUp) || !claim.decide(master, Decision::Withdrawn) {
+                continue;
+            }
             for resource in &claim.resources {
                 let mut release = self.release_by().release_in_full(&claim, resource);
                 release.set_no_response(true);
@@ -309,13 +322,14 @@ async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
 /// A claim that is on its way and has no answer yet.
 struct Unanswered<'a> {
     link: &'a Link,
-    claim: &'a Arc<Claim>,
+    taking: Taking,
 }
 
 impl<'a> Unanswered<'a> {
-    fn new(link: &'a Link, claim: &'a Arc<Claim>) -> Self {
-        locked(&link.0.unanswered).push(Arc::clone(claim));
-        Self { link, claim }
+    fn new(link: &'a Link, taking: Taking) -> Self {
+        taking.claim.sent_to(taking.master);
+        locked(&link.0.unanswered).push(taking.clone());
+        Self { link, taking }
     }
 }
 
@@ -323,8 +337,10 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         // One of several resources: the answers to the others may still be to come.
         let mut unanswered = locked(&self.link.0.unanswered);
-        if let Some(index) = unanswered.iter().position(|claim| Arc::ptr_eq(claim, self.claim)) {
-            unanswered.remove(index);
+        if let Some(index) = unanswered.iter().position(|other| Arc::ptr_eq(&other.claim, &self.taking.claim)) {
+            unanswered.swap_remove(index);
         }
+        drop(unanswered);
+        self.taking.claim.settled_at(self.taking.master);
     }
 }

@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 use rustix::process::{Pid, getpid};
 use tokio::sync::Notify;
 
+use crate::claim::Claim;
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::Masters;
 use crate::engine::acquire::Cancel;
@@ -21,10 +22,10 @@ use crate::host::driver;
 use crate::host::pool::Pool;
 use crate::lease::{Lease, Reason, Ttl};
 use crate::python::engine::Engine;
-use crate::python::operation::{script, some};
+use crate::python::outcome::Held;
+
 use crate::python::waiting::{self, Caller};
 use crate::runtime::locked;
-use crate::script::Claim;
 
 /// Upper bounds in seconds of the buckets of [`Renewals`], as `_counters.BOUNDS`.
 const BOUNDS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
@@ -173,19 +174,17 @@ pub(super) struct LeaseState {
 #[pymethods]
 impl LeaseState {
     #[new]
-    #[pyo3(signature = (engine, resources, key, quorum, ttl_ms, drift_ms, expires_at, unlock_script = None))]
-    #[expect(clippy::too_many_arguments, reason = "one call, one crossing of the border")]
     fn new(
         engine: Option<&Bound<'_, Engine>>,
-        resources: Vec<Vec<u8>>,
-        key: Vec<u8>,
+        held: Option<PyRef<'_, Held>>,
         quorum: usize,
         ttl_ms: u64,
         drift_ms: u64,
         expires_at: f64,
-        unlock_script: Option<&str>,
-    ) -> PyResult<Self> {
-        let claim = Arc::new(Claim { resources: some(resources)?, key, script: script(unlock_script) });
+    ) -> Self {
+        // The one that was taken: other sessions may still have to do with it.
+        let nothing = || Arc::new(Claim::new(Vec::new(), Vec::new(), Arc::default()));
+        let claim = held.map_or_else(nothing, |held| held.claim());
         let (pool, renewals) = match engine {
             Some(engine) => engine.get().shared(),
             None => Default::default(),
@@ -195,7 +194,7 @@ impl LeaseState {
         let state = Lease::new(BootClock.now(), Ttl { ms: ttl_ms, drift_ms }, expires_at);
         let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(Arc::clone(&told))));
         let (is_kept, busy) = Default::default();
-        Ok(Self { lease, told, pool, pid: getpid(), is_kept, busy })
+        Self { lease, told, pool, pid: getpid(), is_kept, busy }
     }
 
     /// Milliseconds that are left; 0 once it has ended, and in a forked child.

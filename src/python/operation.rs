@@ -7,6 +7,7 @@ use std::time::Duration;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::Masters;
 use crate::engine::acquire::{self, Cancel, acquire};
@@ -17,7 +18,7 @@ use crate::engine::renew::{SharedLease, Waits, extend_lease, release_lease};
 use crate::lease::Ttl;
 use crate::python::lease::LeaseState;
 use crate::python::outcome::Outcome;
-use crate::script::{Claim, UnlockScript};
+use crate::script::UnlockScript;
 
 /// What to do, as often as it is run.
 #[pyclass(frozen, module = "redlock._redlock")]
@@ -71,7 +72,7 @@ impl Operation {
     #[pyo3(signature = (resources, key, unlock_script = None))]
     fn release(resources: Vec<Vec<u8>>, key: Vec<u8>, unlock_script: Option<&str>) -> PyResult<Self> {
         let script = script(unlock_script);
-        Ok(Self::release_of(Arc::new(Claim { resources: some(resources)?, key, script })))
+        Ok(Self::release_of(Arc::new(Claim::new(some(resources)?, key, script))))
     }
 
     #[staticmethod]
@@ -84,7 +85,7 @@ impl Operation {
         drift_ms: u64,
         valid_until: Option<f64>,
     ) -> PyResult<Self> {
-        let claim = Arc::new(Claim { resources: some(resources)?, key, script: script(None) });
+        let claim = Arc::new(Claim::new(some(resources)?, key, script(None)));
         let valid_until = valid_until.map(|until| seconds("valid_until", until)).transpose()?.map(Instant::from_zero);
         let request = extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back: Arc::default() };
         Ok(Self(Kind::Extend(Arc::new(request)), None))

@@ -6,6 +6,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
+use crate::claim::Claim;
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::acquire::{self, Token};
 use crate::engine::extend::{self, Extended};
@@ -14,7 +15,7 @@ use crate::engine::release;
 use crate::error::Error;
 use crate::lease::Reason;
 use crate::python::lease::word;
-use crate::script::{Claim, Extension, Grant, Release};
+use crate::script::{Extension, Grant, Release};
 
 /// The result of any operation.
 pub(super) enum Outcome {
@@ -116,6 +117,13 @@ impl Held {
             Votes::Granted(votes) => all(votes),
             Votes::Extended(answers) => all(answers),
         }
+    }
+}
+
+impl Held {
+    /// What was taken.
+    pub(super) fn claim(&self) -> Arc<Claim> {
+        Arc::clone(&self.claim)
     }
 }
 

@@ -1,12 +1,13 @@
 use super::*;
+use redlock::claim::{Claim, Decision};
+use redlock::clock::Instant;
 use redlock::engine::extend::{self, extend};
 use redlock::error::Error;
-use redlock::script::Claim;
 
 const MS: Duration = Duration::from_millis(1);
 
 fn claim() -> Arc<Claim> {
-    Arc::new(Claim { resources: vec![b"r".to_vec()], key: b"key".to_vec(), script: Arc::default() })
+    Arc::new(Claim::new(vec![b"r".to_vec()], b"key".to_vec(), Arc::default()))
 }
 
 /// Nothing answers a greeting by itself.
@@ -75,17 +76,55 @@ fn a_connection_that_comes_before_the_last_answer_carries_the_release() {
     assert_eq!(told, Some(true));
 }
 
-#[test]
-fn an_extension_that_is_over_is_sent_to_no_master() {
-    let mut stage = silent(1);
-    let request = extend::Request {
-        claim: claim(),
+/// Of one master.
+fn extension(claim: Arc<Claim>, valid_until: Instant) -> extend::Request {
+    extend::Request {
+        claim,
         ttl_ms: TTL_MS,
         drift_ms: DRIFT_MS,
         quorum: 1,
-        valid_until: Some(stage.world.now().after(100 * MS)),
+        valid_until: Some(valid_until),
         is_given_back: Arc::default(),
-    };
+    }
+}
+
+#[test]
+fn a_connection_does_not_release_what_an_extension_over_another_one_has_counted() {
+    for is_counted in [false, true] {
+        let mut stage = Stage::new(3, &[]);
+        let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
+        let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+        stage.turn();
+        for master in [0, 1] {
+            stage.world.open(master, |connection| answer_all(connection, Says::Yes));
+        }
+        stage.turn();
+        let held = result.try_recv().unwrap().unwrap();
+        assert!(held.claim.is_unanswered_at(2) && !held.claim.is_unanswered_at(1));
+        assert!(!is_counted || held.claim.decide(2, Decision::Counted));
+        stage.pass(2000 * MS);
+        assert!(!held.claim.is_unanswered_at(2), "the connection was given up");
+        let last = stage.world.nth(2, |connection| connection.names()).pop().unwrap();
+        assert_eq!(last, if is_counted { "SET" } else { "EVAL" });
+    }
+}
+
+#[test]
+fn an_extension_does_not_count_a_master_to_which_a_release_is_on_its_way() {
+    let mut stage = Stage::new(1, &[]);
+    let request = extension(claim(), stage.world.now().after(1000 * MS));
+    assert!(request.claim.decide(0, Decision::Withdrawn));
+    let mut result = stage.session.start(|masters| async move { extend(&masters, &request).await });
+    stage.turn();
+    stage.world.open(0, |connection| connection.answer(b"$3\r\nkey\r\n"));
+    stage.turn();
+    assert_eq!(result.try_recv().unwrap().unwrap_err(), [Err(Error::Withdrawn)]);
+}
+
+#[test]
+fn an_extension_that_is_over_is_sent_to_no_master() {
+    let mut stage = silent(1);
+    let request = extension(claim(), stage.world.now().after(100 * MS));
     let mut result = stage.session.start(|masters| async move { extend(&masters, &request).await });
     stage.turn();
     stage.pass(100 * MS);

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use redlock::claim::Claim;
 use redlock::clock::Instant;
 use redlock::engine::acquire::Held;
 use redlock::engine::extend::{Answer, Extended, Request, extend};
 use redlock::engine::renew::{SharedLease, Waits, extend_lease};
 use redlock::lease::{Lease, Reason, Ttl};
 use redlock::quorum;
-use redlock::script::{Claim, Extension as Said};
+use redlock::script::Extension as Said;
 use tokio::sync::oneshot;
 
 use super::leases::drift_ms;

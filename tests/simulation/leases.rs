@@ -299,7 +299,7 @@ impl World {
         let session = self.lend_to_driver(client, op);
         let result = self.seats[session]
             .session
-            .start(move |masters| async move { release_lease(&masters, &lease, Waits::ForTurn).await });
+            .start(move |masters| async move { release_lease(&masters, &lease, Waits::ForAnswers).await });
         let late_before = self.late_in_all(client);
         self.leases.releases.push(Release { op, session, late_before, result });
         Some(session)

@@ -482,7 +482,15 @@ impl World {
         }
         let count = |list: &[Taken], taken: &Taken| list.iter().filter(|one| *one == taken).count();
         let is_answered = |taken: &Taken| count(&here.answered, taken) >= count(&here.set, taken);
-        let left = here.set.iter().find(|taken| !is_answered(taken) && !here.released.contains(taken));
+        // Found by an extension over another connection: its holder relies on that.
+        let is_counted = |(resource, key): &Taken| {
+            let facts = |attempt: &Attempt| {
+                attempt.facts.get(&(here.master, resource.clone())).is_some_and(|facts| facts.extended)
+            };
+            self.oracle.attempts.get(key).is_some_and(facts)
+        };
+        let is_left = |taken: &&Taken| !is_answered(taken) && !here.released.contains(taken) && !is_counted(taken);
+        let left = here.set.iter().find(is_left);
         if let Some((_, key)) = left {
             let what = format!("SET {} on connection {conn}, given up", key.escape_ascii());
             self.violation(Rule::NotFollowed, &what);

@@ -6,12 +6,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rand::RngExt;
 use rand::seq::SliceRandom;
+use redlock::claim::Claim;
 use redlock::engine::acquire::{Held, Request, Vote, acquire};
 use redlock::engine::release::{Answer, release};
 use redlock::engine::renew::{Waits, release_lease};
 use redlock::host::pool::{self, Idle};
 use redlock::quorum;
-use redlock::script::Claim;
 use tokio::sync::oneshot;
 
 use super::extending::Hold;

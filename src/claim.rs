@@ -1,0 +1,116 @@
+//! What an attempt claims, and how that stands with each master beside what it answered.
+
+use std::sync::{Arc, Mutex};
+
+use crate::runtime::locked;
+use crate::script::UnlockScript;
+
+/// What one attempt claims, and all that is needed to release it again. All sessions that have to do with it share it.
+#[derive(Debug)]
+pub struct Claim {
+    /// The names of the locks, one or several to be held together: the Redis keys.
+    pub resources: Vec<Vec<u8>>,
+    /// The proof of ownership: the value of each.
+    pub key: Vec<u8>,
+    /// How it is released.
+    pub script: Arc<UnlockScript>,
+    standings: Mutex<Vec<Standing>>,
+}
+
+/// How a claim stands with one master.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    /// Commands that take it and have no answer yet.
+    unanswered: usize,
+    decision: Option<Decision>,
+}
+
+/// A connection that is given up carries the releases of all that is unanswered on it. An extension over another
+/// connection may find the lock at that master before, and count it. Of the two, what comes first excludes the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// An extension has found it there: its holder relies on that, and only its holder releases it.
+    Counted,
+    /// Its release is on its way: its holder cannot rely on this master any more, whatever that answers.
+    Withdrawn,
+}
+
+impl Claim {
+    /// A claim that no master knows of yet.
+    #[must_use]
+    pub const fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
+        Self { resources, key, script, standings: Mutex::new(Vec::new()) }
+    }
+
+    fn standing<T>(&self, master: usize, look: impl FnOnce(&mut Standing) -> T) -> T {
+        let mut standings = locked(&self.standings);
+        if standings.len() <= master {
+            standings.resize(master + 1, Standing::default());
+        }
+        look(&mut standings[master])
+    }
+
+    /// Whether this is what holds for this master: it was decided before, or is now.
+    pub fn decide(&self, master: usize, decision: Decision) -> bool {
+        self.standing(master, |standing| *standing.decision.get_or_insert(decision) == decision)
+    }
+
+    /// The master has lost it, and is about to be given it again.
+    pub fn lost_at(&self, master: usize) {
+        self.standing(master, |standing| {
+            standing.decision = standing.decision.filter(|&decision| decision == Decision::Withdrawn);
+        });
+    }
+
+    /// A command that takes it is sent to this master.
+    pub fn sent_to(&self, master: usize) {
+        self.standing(master, |standing| standing.unanswered += 1);
+    }
+
+    /// Such a command was answered, or nothing more comes of it.
+    pub fn settled_at(&self, master: usize) {
+        self.standing(master, |standing| standing.unanswered -= 1);
+    }
+
+    /// Whether this master still owes an answer to a command that takes it, in whatever session.
+    #[must_use]
+    pub fn is_unanswered_at(&self, master: usize) -> bool {
+        locked(&self.standings).get(master).is_some_and(|standing| standing.unanswered > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_decided_first_holds() {
+        let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
+        assert!(claim.decide(2, Decision::Counted));
+        assert!(!claim.decide(2, Decision::Withdrawn));
+        assert!(claim.decide(1, Decision::Withdrawn));
+        assert!(!claim.decide(1, Decision::Counted));
+    }
+
+    #[test]
+    fn what_was_lost_is_decided_once_more_unless_its_release_is_on_its_way() {
+        let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
+        assert!(claim.decide(0, Decision::Counted));
+        claim.lost_at(0);
+        assert!(claim.decide(0, Decision::Withdrawn));
+        claim.lost_at(0);
+        assert!(!claim.decide(0, Decision::Counted));
+    }
+
+    #[test]
+    fn it_is_unanswered_until_all_commands_are_settled() {
+        let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
+        assert!(!claim.is_unanswered_at(1));
+        claim.sent_to(1);
+        claim.sent_to(1);
+        claim.settled_at(1);
+        assert!(claim.is_unanswered_at(1) && !claim.is_unanswered_at(0));
+        claim.settled_at(1);
+        assert!(!claim.is_unanswered_at(1));
+    }
+}
