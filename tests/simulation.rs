@@ -109,7 +109,7 @@ const FAILED: [(u64, &str); 18] = [
     (1_795_824_897_519_539_170, "the same"),
     (
         1_795_824_897_519_432_017,
-        "each try waited for the one master that is asked first, which kept silent, and asked no other",
+        "each try waited for the one master that is asked first, which did not answer, and asked no other",
     ),
     (1_795_824_897_519_459_171, "the same"),
 ];

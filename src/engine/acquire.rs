@@ -141,7 +141,7 @@ async fn round(
     let deadline = || masters.handle().now().after(masters.patience(request.ttl_ms)).min(limit);
     let is_open = match designated {
         Some(first) => {
-            // One that keeps silent leaves time to ask the others.
+            // If it does not answer, there is time left to ask the others.
             let until = deadline().min(start.after(Duration::from_millis(request.ttl_ms / 4)));
             in_time(canvass.ask_first(first), masters.handle().sleep_until(until), cancel).await
         }

@@ -139,8 +139,8 @@ impl Poll {
             }
             let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
             let answer = match answer {
-                // It will lose the lock.
-                Ok(Extension::Extended) if !self.can_rely_on(index) => Err(Error::Withdrawn),
+                // A release is on its way there: it will lose the lock.
+                Ok(Extension::Extended) if !self.claim.decide(index, Decision::Counted) => Err(Error::Withdrawn),
                 answer => answer,
             };
             if answer == Ok(Extension::Extended) || counts {
@@ -148,11 +148,6 @@ impl Poll {
             }
             self.answers[index] = answer;
         }
-    }
-
-    /// Whether it keeps the lock that was found there, unless its holder releases it.
-    fn can_rely_on(&self, master: usize) -> bool {
-        self.claim.decide(master, Decision::Counted)
     }
 
     /// A quorum has extended; or it cannot, and either that is final or no answer is due that could show so: the caller

@@ -58,13 +58,11 @@ pub async fn release_after_answers(masters: &Masters, claim: &Arc<Claim>) -> Vec
             pause = (pause * 2).min(LONGEST_LOOK);
         }
         let rest = |index: usize, master: &Master| if owes[index] { treatment(index, master) } else { Treatment::Skip };
-        let said = release_where(masters, claim, rest).await;
-        answers = answers
-            .into_iter()
-            .zip(said)
-            .zip(owes)
-            .map(|((one, other), owes)| if owes { other } else { one })
-            .collect();
+        for (index, answer) in release_where(masters, claim, rest).await.into_iter().enumerate() {
+            if owes[index] {
+                answers[index] = answer;
+            }
+        }
     }
     answers
 }

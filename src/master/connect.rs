@@ -241,14 +241,14 @@ async fn ask_eval(link: &Link) -> Result<(), Error> {
     }
 }
 
-/// Whether the server's own compare-and-delete may be run where EVAL may not. Tried on a name that nobody uses: a
+/// Whether the server's own compare-and-delete may be run where EVAL may not. Tried on a name that is not used: a
 /// refusal of the name is not one of the command.
 async fn may_run(link: &Link, way: CompareAndDelete) -> Result<bool, Error> {
-    let nobodys = Claim::new(Vec::new(), Vec::new(), Arc::default());
+    let unused = Claim::new(Vec::new(), Vec::new(), Arc::default());
     if way == CompareAndDelete::Evalsha {
         return Ok(false);
     }
-    match link.call(&way.release(&nobodys, b""), None).await? {
+    match link.call(&way.release(&unused, b""), None).await? {
         Value::ServerError(error) if error.code() == "NOPERM" => {
             Ok(error.details().is_some_and(|details| details.contains("access")))
         }

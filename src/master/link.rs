@@ -338,7 +338,7 @@ impl Drop for Unanswered<'_> {
         // One of several resources: the answers to the others may still be to come.
         let mut unanswered = locked(&self.link.0.unanswered);
         if let Some(index) = unanswered.iter().position(|other| Arc::ptr_eq(&other.claim, &self.taking.claim)) {
-            unanswered.swap_remove(index);
+            unanswered.remove(index);
         }
         drop(unanswered);
         self.taking.claim.settled_at(self.taking.master);

@@ -23,7 +23,6 @@ use crate::host::pool::Pool;
 use crate::lease::{Lease, Reason, Ttl};
 use crate::python::engine::Engine;
 use crate::python::outcome::Held;
-
 use crate::python::waiting::{self, Caller};
 use crate::runtime::locked;
 

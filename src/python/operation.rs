@@ -174,14 +174,14 @@ impl Operation {
     }
 }
 
-pub(super) fn some(resources: Vec<Vec<u8>>) -> PyResult<Vec<Vec<u8>>> {
+fn some(resources: Vec<Vec<u8>>) -> PyResult<Vec<Vec<u8>>> {
     if resources.is_empty() {
         return Err(PyValueError::new_err("resources: expected at least one"));
     }
     Ok(resources)
 }
 
-pub(super) fn script(text: Option<&str>) -> Arc<UnlockScript> {
+fn script(text: Option<&str>) -> Arc<UnlockScript> {
     static STANDARD: LazyLock<Arc<UnlockScript>> = LazyLock::new(Arc::default);
     text.map_or_else(|| Arc::clone(&STANDARD), |text| Arc::new(UnlockScript::new(text)))
 }
