@@ -65,6 +65,8 @@ pub enum Bug {
     /// Masters that did not answer are asked by one caller now and then, even where there is no quorum without them; a
     /// silence counts as often as a caller waited for its end, and a turn may be used up in vain.
     ShunHung,
+    /// A release waits for every master's answer, however far it is.
+    AwaitsAll,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.
     ConnectAgain,
     /// Waits are not cut into pieces: they stand still while the machine is suspended, and the clock of the deadlines does

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from redlock._connections import logger
+from redlock._redlock import Vote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from redlock._redlock import Vote
     from redlock._types import Encodable
 
 
@@ -27,7 +27,7 @@ def log_failures(
     for name, outcome in zip(names, said, strict=False):
         if outcome.is_failure:
             log_failure(failing, name, (resources, name, str(outcome)))
-        else:
+        elif outcome != Vote.NOT_AWAITED:
             failing.discard(name)
 
 

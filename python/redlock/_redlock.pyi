@@ -127,6 +127,12 @@ class Engine:
             and in all.
         """
 
+    def expect_last_call(self) -> None:
+        """The process ends after its call, so from now on each call finishes what a quorum has decided.
+
+        The masters that are slower have as long again as the quorum took: at least 10 ms, and at most 100 ms.
+        """
+
     def loop_session(self) -> LoopSession:
         """A session for one event loop. It lives as long as the object; see there."""
 

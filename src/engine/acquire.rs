@@ -149,6 +149,9 @@ async fn round(
     };
     if is_open != Some(false) && !cancel.is_terminated() {
         in_time(canvass.ask_others(designated), masters.handle().sleep_until(deadline()), cancel).await;
+        if canvass.tally.verdict() == Verdict::Granted {
+            masters.finish(start, canvass.take_all()).await;
+        }
     }
     *highest_seen = canvass.highest_seen();
     let (verdict, attempt, votes, token) = canvass.close();
@@ -357,6 +360,12 @@ impl<'a> Canvass<'a> {
         let number = if at_once { ballot.token() } else { ballot.next() };
         if at_once || planted::is(Bug::NoWriteBack) || self.bump(number).await {
             self.token = Some(Token { number, at_once });
+        }
+    }
+
+    async fn take_all(&mut self) {
+        while !self.asked.is_empty() {
+            self.take_one().await;
         }
     }
 

@@ -78,6 +78,9 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     let mut poll = Poll::new(masters, request, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
+    if poll.tally.verdict() == Verdict::Granted {
+        masters.finish(start, poll.take_all()).await;
+    }
     let (verdict, answers) = poll.close(masters);
     let validity = quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
     let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
@@ -131,23 +134,30 @@ impl Poll {
 
     /// Ask until there is nothing more to learn.
     async fn run(&mut self) {
-        while !self.is_over()
-            && let Some((index, answer)) = self.asked.next().await
-        {
-            if self.awaited[index] {
-                self.tally.close_one();
-            }
-            let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
-            let answer = match answer {
-                // A release is on its way there: it will lose the lock.
-                Ok(Extension::Extended) if !self.claim.decide(index, Decision::Counted) => Err(Error::Withdrawn),
-                answer => answer,
-            };
-            if answer == Ok(Extension::Extended) || counts {
-                self.tally.grant();
-            }
-            self.answers[index] = answer;
+        while !self.is_over() && self.take_one().await {}
+    }
+
+    async fn take_all(&mut self) {
+        while self.take_one().await {}
+    }
+
+    /// Take in one answer; whether there was one.
+    async fn take_one(&mut self) -> bool {
+        let Some((index, answer)) = self.asked.next().await else { return false };
+        if self.awaited[index] {
+            self.tally.close_one();
         }
+        let counts = planted::is(Bug::AbsentExtends) && answer == Ok(Extension::Absent);
+        let answer = match answer {
+            // A release is on its way there: it will lose the lock.
+            Ok(Extension::Extended) if !self.claim.decide(index, Decision::Counted) => Err(Error::Withdrawn),
+            answer => answer,
+        };
+        if answer == Ok(Extension::Extended) || counts {
+            self.tally.grant();
+        }
+        self.answers[index] = answer;
+        true
     }
 
     /// A quorum has extended; or it cannot, and either that is final or no answer is due that could show so: the caller

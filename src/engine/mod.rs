@@ -11,13 +11,16 @@ mod waiting;
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
 
+use crate::clock::Instant;
 use crate::engine::crowd::Crowds;
 use crate::error::Error;
 use crate::master::Master;
@@ -36,6 +39,8 @@ pub struct Masters {
     lines: Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>,
     crowds: Arc<Crowds>,
     renewals: Semaphore,
+    /// The process ends after its call: what is decided is finished in the call.
+    is_last_call: AtomicBool,
 }
 
 impl Deref for Masters {
@@ -73,6 +78,15 @@ impl Masters {
     /// Whether there is no quorum without masters that are suspect.
     fn needs_suspects(&self, quorum: usize) -> bool {
         self.iter().filter(|master| master.is_well()).count() < quorum
+    }
+
+    /// What was begun then is decided. Where the process ends after its call, no one else reaches the masters that were
+    /// slower: those have as long again for it, and at least [`LEAST_FINISH`].
+    async fn finish(&self, start: Instant, rest: impl Future<Output = ()>) {
+        if self.is_last_call.load(Ordering::Relaxed) {
+            let took = self.handle.now().since(start);
+            select(pin!(rest), self.handle.sleep(took.clamp(LEAST_FINISH, LONGEST_FINISH))).await;
+        }
     }
 
     /// Which masters a round that needs `quorum` of them asks and waits for, connections to be made included: all where
@@ -128,6 +142,10 @@ fn least(resources: &[Vec<u8>]) -> &[u8] {
     resources.iter().min().map_or(&[], Vec::as_slice)
 }
 
+/// How long the masters that were slower than a quorum have for the last call of a process.
+const LEAST_FINISH: Duration = Duration::from_millis(10);
+const LONGEST_FINISH: Duration = Duration::from_millis(100);
+
 /// How many resources of one claim are asked for at once, at most: the deadline of a round bounds what is sent for it.
 const MOST_AT_ONCE: usize = 1000;
 
@@ -173,13 +191,20 @@ impl Session {
             .map(|(endpoint, health)| Master::new(Arc::clone(endpoint), Arc::clone(health), handle.clone()))
             .collect();
         let (lines, renewals) = (Mutex::default(), Semaphore::new(MOST_RENEWALS));
-        Self { executor, masters: Arc::new(Masters { list, handle, lines, crowds, renewals }) }
+        let is_last_call = AtomicBool::new(false);
+        Self { executor, masters: Arc::new(Masters { list, handle, lines, crowds, renewals, is_last_call }) }
     }
 
     /// Timers, tasks and the outside world.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         self.masters.handle()
+    }
+
+    /// The process ends after the next call: what a quorum decides reaches the others before it returns, if they are not
+    /// much slower.
+    pub fn is_for_last_call(&self) {
+        self.masters.is_last_call.store(true, Ordering::Relaxed);
     }
 
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.

@@ -1,8 +1,13 @@
 //! Giving a lock back: compare and delete on every master.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use redis::{Cmd, Value};
@@ -35,10 +40,11 @@ pub enum Treatment {
     Skip,
 }
 
-/// Release `claim` on every master; returns when those that are well have answered.
+/// Release `claim` on every master; returns when a quorum has confirmed it.
 ///
-/// One that is down or hung is told when it can be, but waited for only if there is no quorum without it, or if it is down
-/// and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
+/// The others have half as long again for their answers, and are not waited for any longer: the release is on its way to
+/// them. One that is down or hung is told when it can be, but waited for only if there is no quorum without it, or if it is
+/// down and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     release_where(masters, claim, treatment(masters)).await
@@ -79,52 +85,137 @@ fn treatment(masters: &Masters) -> impl Fn(usize, &Master) -> Treatment {
     }
 }
 
-/// Release `claim`, treating each master as `treatment` says.
+/// Release `claim`, treating each master as `treatment` says; returns as [`release`] does.
 pub(super) async fn release_where(
     masters: &Masters,
     claim: &Arc<Claim>,
     treatment: impl Fn(usize, &Master) -> Treatment,
 ) -> Vec<Answer> {
-    let mut answers = vec![Err(Error::NotSent); masters.len()];
-    let mut asked = FuturesUnordered::new();
+    let mut round = Round::new(masters);
     for (index, master) in masters.iter().enumerate() {
-        let (master, treatment) = (Arc::clone(master), treatment(index, master));
-        if treatment == Treatment::Skip {
-            continue;
-        }
-        answers[index] = Err(Error::NoAnswer);
-        if treatment == Treatment::Await {
-            let ask = ask_or_tell(master, Arc::clone(claim), masters.handle());
-            asked.push(ask.map(move |answer| (index, answer)));
-        } else {
-            masters.handle().spawn(tell(master, Arc::clone(claim)));
+        let (master, claim) = (Arc::clone(master), Arc::clone(claim));
+        match treatment(index, &master) {
+            Treatment::Await => round.ask(index, master, claim),
+            Treatment::Tell => {
+                round.answers[index] = Err(Error::NoAnswer);
+                masters.handle().spawn(tell(master, claim));
+            }
+            Treatment::Skip => {}
         }
     }
-    while let Some((index, answer)) = asked.next().await {
-        answers[index] = answer;
+    round.run().await
+}
+
+/// The answers to one release, as they come in.
+struct Round<'a> {
+    masters: &'a Masters,
+    asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
+    answers: Vec<Answer>,
+    /// How many commands there are still to be written.
+    unsent: Arc<AtomicUsize>,
+}
+
+impl<'a> Round<'a> {
+    fn new(masters: &'a Masters) -> Self {
+        let answers = vec![Err(Error::NotSent); masters.len()];
+        Self { masters, asked: FuturesUnordered::new(), answers, unsent: Arc::default() }
     }
-    answers
+
+    fn ask(&mut self, index: usize, master: Arc<Master>, claim: Arc<Claim>) {
+        self.answers[index] = Err(Error::NotAwaited);
+        let sending = Sending::new(planted::released(&claim.resources).len(), &self.unsent);
+        let ask = ask_or_tell(master, claim, self.masters.handle().clone(), sending);
+        self.asked.push(ask.map(move |answer| (index, answer)).boxed());
+    }
+
+    /// Wait until a quorum has confirmed it, and the others have been sent it. They have half as long again: those that
+    /// are as near answer in that time, and one that is far, or does not answer, does not make the caller wait for it.
+    async fn run(mut self) -> Vec<Answer> {
+        let (count, handle) = (self.masters.len(), self.masters.handle());
+        let quorum = if planted::is(Bug::AwaitsAll) { count } else { quorum::majority(count) };
+        let start = handle.now();
+        self.take_until(|round| round.confirmed() >= quorum).await;
+        if !self.asked.is_empty() {
+            let took = handle.now().since(start);
+            select(pin!(self.take_until(|_| false)), handle.sleep(took / 2)).await;
+            self.take_until(|round| round.unsent.load(Ordering::Relaxed) == 0).await;
+        }
+        handle.spawn(self.asked.for_each(|_| std::future::ready(())));
+        self.answers
+    }
+
+    fn confirmed(&self) -> usize {
+        self.answers.iter().filter(|answer| answer.is_ok()).count()
+    }
+
+    /// Take in answers until that is enough, or all have answered.
+    async fn take_until(&mut self, is_enough: impl Fn(&Self) -> bool) {
+        poll_fn(|cx| {
+            while !is_enough(self) {
+                match self.asked.poll_next_unpin(cx) {
+                    Poll::Ready(Some((index, answer))) => self.answers[index] = answer,
+                    Poll::Ready(None) => break,
+                    Poll::Pending if is_enough(self) => break,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+/// The commands of one release to one master that are not written yet.
+struct Sending {
+    left: AtomicUsize,
+    in_all: Arc<AtomicUsize>,
+}
+
+impl Sending {
+    fn new(commands: usize, in_all: &Arc<AtomicUsize>) -> Self {
+        in_all.fetch_add(commands, Ordering::Relaxed);
+        Self { left: AtomicUsize::new(commands), in_all: Arc::clone(in_all) }
+    }
+
+    /// One is about to be written. One that is repeated counts once.
+    fn note_sent(&self) {
+        if self.left.load(Ordering::Relaxed) > 0 {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+            self.in_all.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What was not sent by the end is not waited for any longer.
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.in_all.fetch_sub(*self.left.get_mut(), Ordering::Relaxed);
+    }
 }
 
 /// Wait for the answer. A connection that was waited for in vain carries the release all the same, when it is there.
-async fn ask_or_tell(master: Arc<Master>, claim: Arc<Claim>, handle: &Handle) -> Answer {
-    let answer = ask(Arc::clone(&master), Arc::clone(&claim)).await;
+async fn ask_or_tell(master: Arc<Master>, claim: Arc<Claim>, handle: Handle, sending: Sending) -> Answer {
+    let answer = ask(&master, &claim, &sending).await;
+    drop(sending);
     if answer == Err(Error::NoAnswer) && master.is_connecting() {
         handle.spawn(tell(master, claim));
     }
     answer
 }
 
-async fn ask(master: Arc<Master>, claim: Arc<Claim>) -> Answer {
-    let answers = of_each(planted::released(&claim.resources), |resource| ask_for(resource, &master, &claim)).await?;
+async fn ask(master: &Master, claim: &Claim, sending: &Sending) -> Answer {
+    let ask_for = |resource| ask_for(resource, master, claim, sending);
+    let answers = of_each(planted::released(&claim.resources), ask_for).await?;
     Ok(if answers.contains(&Release::Absent) { Release::Absent } else { Release::Released })
 }
 
-async fn ask_for(resource: &[u8], master: &Master, claim: &Claim) -> Answer {
+async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Sending) -> Answer {
     let exchange = |link: Link| async move {
+        sending.note_sent();
         if planted::is(Bug::UnlockWithoutCompare) {
             return link.call(&planted::plain_delete(resource, &claim.key), None).await;
         }
+        link.note_release(claim);
         let way = link.release_by().for_script(&claim.script);
         compare_and(link, way, || true, |way| way.release(claim, resource)).await
     };
@@ -138,6 +229,7 @@ async fn tell(master: Arc<Master>, claim: Arc<Claim>) {
 
 async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Value, Error> {
     let exchange = |link: Link| {
+        link.note_release(claim);
         let release = link.release_by().release_in_full(claim, resource);
         async move { link.call(&release, None).await }
     };

@@ -1,5 +1,6 @@
 //! The sessions of one manager: one for each caller at work, kept for the next.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub struct InProcess {
     crowds: Arc<Crowds>,
     system: System,
     sessions: Mutex<Sessions>,
+    is_for_last_call: AtomicBool,
     /// A session that owed answers is back.
     back: Condvar,
     child: OnceLock<Arc<InProcess>>,
@@ -166,8 +168,8 @@ impl InProcess {
         };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         let (crowds, system, sessions) = (Arc::default(), System::default(), Mutex::default());
-        let (back, child) = (Condvar::new(), OnceLock::new());
-        Self { pid: getpid(), journal, masters, crowds, system, sessions, back, child }
+        let (is_for_last_call, back, child) = (AtomicBool::new(false), Condvar::new(), OnceLock::new());
+        Self { pid: getpid(), journal, masters, crowds, system, sessions, is_for_last_call, back, child }
     }
 
     /// Whether this is that process, and no child that was forked meanwhile.
@@ -252,7 +254,16 @@ impl InProcess {
     /// A session that is the caller's alone, for as long as it likes.
     #[must_use]
     pub fn new_session(&self) -> Session {
-        Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(self.system.clone()))
+        let session = Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(self.system.clone()));
+        if self.is_for_last_call.load(Ordering::Relaxed) {
+            session.is_for_last_call();
+        }
+        session
+    }
+
+    /// The process ends after its call: new sessions are for that.
+    pub fn expect_last_call(&self) {
+        self.is_for_last_call.store(true, Ordering::Relaxed);
     }
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on

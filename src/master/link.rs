@@ -46,7 +46,7 @@ struct Shared {
     outstanding: Outstanding,
     tracking: AtomicU8,
     fencing_form: Mutex<Form>,
-    unanswered: Mutex<Vec<Taking>>,
+    unanswered: Mutex<Vec<Pending>>,
     asks: AtomicBool,
     heard: Mutex<Heard>,
     life: Arc<Life>,
@@ -59,6 +59,13 @@ pub struct Taking {
     pub claim: Arc<Claim>,
     /// Its index.
     pub master: usize,
+}
+
+/// What was sent that takes a claim, and has no answer yet.
+struct Pending {
+    taking: Taking,
+    /// Its release was sent after it, on the same connection.
+    is_released: bool,
 }
 
 /// The last answer, and how long answers usually take.
@@ -243,10 +250,19 @@ impl Link {
         }
     }
 
-    /// Whether the answer to a claim is still to come: to that with this key, or to any.
+    /// Whether the answer to a claim is still to come: to that with this key, or to any; but not to one whose release was
+    /// sent after it.
     #[must_use]
     pub fn awaits(&self, key: Option<&[u8]>) -> bool {
-        self.is_open() && locked(&self.0.unanswered).iter().any(|taking| key.is_none_or(|key| taking.claim.key == key))
+        let waits = |pending: &Pending| !pending.is_released && key.is_none_or(|key| pending.taking.claim.key == key);
+        self.is_open() && locked(&self.0.unanswered).iter().any(waits)
+    }
+
+    /// The release of `claim` is about to be sent here: nothing can overtake what this connection still owes.
+    pub fn note_release(&self, claim: &Claim) {
+        let mut unanswered = locked(&self.0.unanswered);
+        let of_claim = |pending: &&mut Pending| pending.taking.claim.key == claim.key;
+        unanswered.iter_mut().filter(of_claim).for_each(|pending| pending.is_released = true);
     }
 
     /// Close the connection. What was sent may still lie in the master's socket buffer and be executed when it wakes
@@ -254,8 +270,8 @@ impl Link {
     /// overtake. But not if an extension has found it at this master: then it was executed, and its holder relies on it.
     pub fn give_up(&self) {
         let mut unanswered = std::mem::take(&mut *locked(&self.0.unanswered));
-        unanswered.dedup_by(|one, other| Arc::ptr_eq(&one.claim, &other.claim));
-        for Taking { claim, master } in unanswered {
+        unanswered.dedup_by(|one, other| Arc::ptr_eq(&one.taking.claim, &other.taking.claim));
+        for Pending { taking: Taking { claim, master }, .. } in unanswered {
             if planted::is(Bug::SilentGiveUp) || !claim.decide(master, Decision::Withdrawn) {
                 continue;
             }
@@ -328,7 +344,7 @@ struct Unanswered<'a> {
 impl<'a> Unanswered<'a> {
     fn new(link: &'a Link, taking: Taking) -> Self {
         taking.claim.sent_to(taking.master);
-        locked(&link.0.unanswered).push(taking.clone());
+        locked(&link.0.unanswered).push(Pending { taking: taking.clone(), is_released: false });
         Self { link, taking }
     }
 }
@@ -337,7 +353,7 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         // One of several resources: the answers to the others may still be to come.
         let mut unanswered = locked(&self.link.0.unanswered);
-        if let Some(index) = unanswered.iter().position(|other| Arc::ptr_eq(&other.claim, &self.taking.claim)) {
+        if let Some(index) = unanswered.iter().position(|other| Arc::ptr_eq(&other.taking.claim, &self.taking.claim)) {
             unanswered.remove(index);
         }
         drop(unanswered);

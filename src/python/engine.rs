@@ -81,6 +81,11 @@ impl Engine {
         self.renewals.read()
     }
 
+    /// The process ends after its call, so each call finishes what a quorum has decided.
+    fn expect_last_call(&self) {
+        self.pool.here().expect_last_call();
+    }
+
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
         let session = this.get().pool.here().new_session();
         LoopSession::new(this.unbind(), session)

@@ -3,6 +3,7 @@ use redlock::claim::{Claim, Decision};
 use redlock::clock::Instant;
 use redlock::engine::extend::{self, extend};
 use redlock::error::Error;
+use redlock::script::Release;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -74,6 +75,65 @@ fn a_connection_that_comes_before_the_last_answer_carries_the_release() {
     assert_eq!(result.try_recv().unwrap()[0], Err(Error::NoAnswer));
     let told = stage.world.open(0, |connection| connection.unanswered().is_some_and(|command| command[4] == b"key"));
     assert_eq!(told, Some(true));
+}
+
+#[test]
+fn a_release_is_over_when_a_quorum_has_confirmed_it() {
+    let mut stage = Stage::new(3, &[]);
+    let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
+    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+    stage.turn();
+    for master in [0, 1] {
+        stage.world.open(master, |connection| answer_all(connection, Says::Yes));
+    }
+    stage.turn();
+    let claim = result.try_recv().unwrap().unwrap().claim;
+    assert!(stage.session.awaits(None), "the third has not answered its SET");
+    let mut result = stage.session.start(|masters| async move { release(&masters, &claim).await });
+    stage.turn();
+    stage.pass(2 * MS);
+    for master in [0, 1] {
+        stage.world.open(master, |connection| answer_all(connection, Says::Yes));
+    }
+    stage.turn();
+    assert!(result.try_recv().is_err(), "the third has half as long again");
+    stage.pass(MS);
+    let answers = result.try_recv().unwrap();
+    assert_eq!(answers, [Ok(Release::Released), Ok(Release::Released), Err(Error::NotAwaited)]);
+    let sent = stage.world.open(2, |connection| connection.names()).unwrap();
+    assert_eq!(sent[sent.len() - 2..], ["SET", "EVALSHA"]);
+    assert!(!stage.session.awaits(None), "what the third owes is released behind it, over the same connection");
+}
+
+/// Take a lock while the third master is still connecting, and connect to that soon after the grant. Returns how many
+/// grants the caller is told of.
+fn grants_where_one_connects_late(is_last_call: bool) -> usize {
+    let mut stage = silent(3);
+    if is_last_call {
+        stage.session.is_for_last_call();
+    }
+    let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
+    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+    stage.turn();
+    for master in [0, 1] {
+        stage.greet_all(master);
+        stage.world.open(master, |connection| answer_all(connection, Says::Yes));
+    }
+    stage.turn();
+    assert_eq!(result.try_recv().is_err(), is_last_call);
+    stage.pass(5 * MS);
+    stage.greet_all(2);
+    stage.world.open(2, |connection| answer_all(connection, Says::Yes));
+    stage.turn();
+    let sent = stage.world.open(2, |connection| connection.names()).unwrap();
+    assert_eq!(sent.contains(&"SET".to_owned()), is_last_call);
+    result.try_recv().map_or(0, |held| held.unwrap().votes.iter().filter(|vote| vote.is_ok()).count())
+}
+
+#[test]
+fn the_last_call_of_a_process_reaches_masters_that_connect_late() {
+    assert_eq!(grants_where_one_connects_late(true), 3);
+    assert_eq!(grants_where_one_connects_late(false), 0, "its result was there before");
 }
 
 /// Of one master.

@@ -539,6 +539,11 @@ impl World {
         }
     }
 
+    /// Whether a lock is renewed, or extended by hand just now.
+    pub fn is_extended(&self, op: usize) -> bool {
+        self.leases.books.get(&op).is_some_and(|book| book.is_kept) || self.extensions.iter().any(|each| each.op == op)
+    }
+
     /// Whether the driver released it, and was not there all the time.
     pub fn was_released_late(&self, op: usize) -> bool {
         self.leases.books.get(&op).is_some_and(|book| book.is_released_late)

@@ -69,13 +69,15 @@ pub enum Rule {
     ToldLate,
     /// A lease is not held for longer than it may be.
     HeldTooLong,
+    /// A release does not wait for one master, while a quorum of them is well and near.
+    HeldUp,
     /// A holder is told within a second that its lock has run out, also where its machine slept meanwhile.
     SleptThrough,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -98,6 +100,7 @@ impl Rule {
         Self::GoesOn,
         Self::ToldLate,
         Self::HeldTooLong,
+        Self::HeldUp,
         Self::SleptThrough,
     ];
 }
@@ -289,12 +292,7 @@ impl World {
         let quiet = quiet.copied().unwrap_or(0);
         let restless = quiet > 0 && self.now() < quiet + 4 * self.plan.longest_delay();
         let is_contended = competing || held || restless;
-        let linked = |master| {
-            self.conns
-                .iter()
-                .any(|conn| conn.session == session && conn.master == master && conn.is_held && !conn.set.is_empty())
-        };
-        let is_linked = (0..self.nodes.len()).all(linked);
+        let is_linked = self.is_linked(session);
         self.oracle.ops.push(Op {
             worker,
             client,
@@ -317,6 +315,17 @@ impl World {
         });
         self.say(|| format!("worker {worker} locks, op {op}"));
         op
+    }
+
+    /// Whether a session has sent a lock to every master over the connection that it has now.
+    fn is_linked(&self, session: usize) -> bool {
+        let is_used = |conn: &Conn| conn.session == session && conn.is_held && !conn.set.is_empty();
+        (0..self.nodes.len()).all(|master| self.conns.iter().any(|conn| conn.master == master && is_used(conn)))
+    }
+
+    /// What `op` locked is about to be unlocked in `session`.
+    pub fn note_unlocking(&mut self, op: usize, session: usize) {
+        self.oracle.ops[op].is_linked = self.is_linked(session);
     }
 
     /// The unlock of what `op` locked begins.
@@ -659,6 +668,7 @@ impl World {
         self.remember(&(op, answers.len()));
         self.say(|| format!("op {op}: unlocked {answers:?}"));
         self.check_deadline(op);
+        self.check_held_up(op);
         for (master, answer) in answers.iter().enumerate() {
             if !self.oracle.attempts.contains_key(key) {
                 continue;
@@ -679,6 +689,22 @@ impl World {
         self.schedule(at, Event::LookForKey { key: key.to_vec() });
         // Nor does it come back.
         self.schedule(at + self.plan.ttl_ms * MS / 2, Event::LookForKey { key: key.to_vec() });
+    }
+
+    /// A quorum that is well and near confirms a release at once. That of a lease may wait for an extension, and any for a
+    /// connection over which it can be sent.
+    fn check_held_up(&mut self, op: usize) {
+        let entry = &self.oracle.ops[op];
+        let client = &self.clients[entry.client];
+        let paused = client.paused_in_all > entry.paused_before || client.paused_at >= entry.began;
+        if paused || self.plan.broken.is_some() || self.is_extended(op) || !entry.is_linked {
+            return;
+        }
+        let near = (0..self.nodes.len()).filter(|&master| self.was_within_reach(entry.client, master, entry.began));
+        let (near, took) = (near.count(), self.now() - entry.began);
+        if near >= quorum::majority(self.nodes.len()) && took > 16 * self.plan.longest_delay() {
+            self.violation(Rule::HeldUp, &format!("op {op}: a release took {} µs, and {near} are near", took / 1000));
+        }
     }
 
     /// What a master really did with a key, for each of its resources.

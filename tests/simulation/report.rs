@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 29] = [
+    const BUGS: [Bug; 30] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -90,6 +90,7 @@ mod planted_bugs {
         Bug::DeadlineForgotten,
         Bug::HastyVerdict,
         Bug::ShunHung,
+        Bug::AwaitsAll,
         Bug::ConnectAgain,
         Bug::UncutWait,
     ];

@@ -154,6 +154,7 @@ impl World {
         self.end_belief(&claim.key);
         let session = self.take_session(worker, Some(&claim.key));
         self.restart_operation(op, if hold.is_plain { self.release_bound() } else { self.lease_bound() });
+        self.note_unlocking(op, session);
         let (seat, released) = (&self.seats[session].session, Arc::clone(&claim));
         let result = if hold.is_plain {
             seat.start(move |masters| async move { Some(release(&masters, &released).await) })

@@ -23,7 +23,7 @@ def lock(options: argparse.Namespace) -> int:
     """``redlock lock``."""
     out = Output(options)
     tries = math.inf if options.retry_count < 0 else options.retry_count + 1
-    manager = masters.manager(options, retry_delay=options.retry_delay / 1000)
+    manager = masters.for_one_call(masters.manager(options, retry_delay=options.retry_delay / 1000))
     if options.validity < LEAST_TTL:  # to redlock-py a failure like any other
         return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": []})
     attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
@@ -55,7 +55,7 @@ def unlock(options: argparse.Namespace) -> int:
 def extend(options: argparse.Namespace) -> int:
     """``redlock extend``."""
     out = Output(options)
-    attempt = masters.manager(options).try_extend(Lock(0, options.name, options.key), options.ttl)
+    attempt = masters.for_one_call(masters.manager(options)).try_extend(Lock(0, options.name, options.key), options.ttl)
     if attempt.lock:
         out.say("ok")
         out.result({"name": options.name, "validity_ms": attempt.lock.validity})

@@ -62,6 +62,17 @@ def manager(options: argparse.Namespace, retry_count: float | None = None, retry
     return Redlock(urls(options), retry_count, retry_delay)
 
 
+def for_one_call(manager: Redlock) -> Redlock:
+    """The same manager, when the process ends after its call: that waits a little for the masters beyond the quorum.
+
+    A lock on a bare majority is lost with the first of those masters.
+    """
+    engine = manager._engine()  # noqa: SLF001 - no caller but a command knows that no other call follows
+    if engine:
+        engine.expect_last_call()
+    return manager
+
+
 def names(manager: Redlock) -> list[str]:
     """What to call the masters: address and database, no secrets."""
     return [each.name for each in manager.stats().masters]
