@@ -14,13 +14,17 @@ pub struct Claim {
     pub key: Vec<u8>,
     /// How it is released.
     pub script: Arc<UnlockScript>,
+    /// All commands that take it are known: it was made for the attempt that sends them.
+    is_whole: bool,
     standings: Mutex<Vec<Standing>>,
 }
 
 /// How a claim stands with one master.
 #[derive(Debug, Clone, Copy, Default)]
 struct Standing {
-    /// Commands that take it and have no answer yet.
+    /// A command that takes it was sent there.
+    was_sent: bool,
+    /// How many of those have no answer yet.
     unanswered: usize,
     decision: Option<Decision>,
 }
@@ -39,7 +43,13 @@ impl Claim {
     /// A claim that no master knows of yet.
     #[must_use]
     pub const fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        Self { resources, key, script, standings: Mutex::new(Vec::new()) }
+        Self { resources, key, script, is_whole: true, standings: Mutex::new(Vec::new()) }
+    }
+
+    /// What was claimed before, as far as its key tells: any master may have it.
+    #[must_use]
+    pub const fn of_key(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
+        Self { resources, key, script, is_whole: false, standings: Mutex::new(Vec::new()) }
     }
 
     fn standing<T>(&self, master: usize, look: impl FnOnce(&mut Standing) -> T) -> T {
@@ -64,7 +74,16 @@ impl Claim {
 
     /// A command that takes it is sent to this master.
     pub fn sent_to(&self, master: usize) {
-        self.standing(master, |standing| standing.unanswered += 1);
+        self.standing(master, |standing| {
+            standing.was_sent = true;
+            standing.unanswered += 1;
+        });
+    }
+
+    /// Whether this master cannot have it, since it was never sent there.
+    #[must_use]
+    pub fn cannot_be_at(&self, master: usize) -> bool {
+        self.is_whole && !locked(&self.standings).get(master).is_some_and(|standing| standing.was_sent)
     }
 
     /// Such a command was answered, or nothing more comes of it.
@@ -100,6 +119,15 @@ mod tests {
         assert!(claim.decide(0, Decision::Withdrawn));
         claim.lost_at(0);
         assert!(!claim.decide(0, Decision::Counted));
+    }
+
+    #[test]
+    fn it_may_be_where_it_was_sent_or_where_that_is_not_known() {
+        let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
+        claim.sent_to(1);
+        claim.settled_at(1);
+        assert!(claim.cannot_be_at(0) && !claim.cannot_be_at(1) && claim.cannot_be_at(2));
+        assert!(!Claim::of_key(Vec::new(), Vec::new(), Arc::default()).cannot_be_at(0));
     }
 
     #[test]

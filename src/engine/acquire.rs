@@ -185,7 +185,6 @@ struct Attempt {
     /// The token to propose, if there is to be one.
     proposal: Option<u64>,
     decided: AtomicBool,
-    sent: Vec<AtomicBool>,
     /// Masters that have answered for one of the resources at least.
     answered: Vec<AtomicBool>,
 }
@@ -200,7 +199,6 @@ impl Attempt {
             ttl_ms: request.ttl_ms,
             proposal: request.fencing.then(|| fence::propose(highest_seen, masters.handle().effects().since_epoch())),
             decided: not_yet(),
-            sent: masters.iter().map(|_| not_yet()).collect(),
             answered: masters.iter().map(|_| not_yet()).collect(),
         }
     }
@@ -226,7 +224,6 @@ impl Attempt {
     async fn ask_for(&self, resource: &[u8], master: &Master, index: usize) -> Vote {
         let set = script::set(resource, &self.claim.key, self.ttl_ms);
         let exchange = |link: Link| {
-            self.sent[index].store(true, Ordering::Relaxed);
             let set = &set;
             async move {
                 master.watch_clock(&link);
@@ -247,7 +244,6 @@ impl Attempt {
         let call = Call::acquire(resource, &self.claim.key, self.ttl_ms, token);
         let wanted = || self.is_wanted_of(master);
         let exchange = |link: Link| {
-            self.sent[index].store(true, Ordering::Relaxed);
             master.watch_clock(&link);
             fencing::run(link, &call, Some(self.taking(index)), wanted)
         };
@@ -283,7 +279,7 @@ impl Attempt {
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
         release_where(masters, &self.claim, |index, _| match &votes[index] {
-            _ if !self.sent[index].load(Ordering::Relaxed) => Treatment::Skip,
+            _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
             // One that is at work on many resources is no silent one.
             Err(Error::NoAnswer | Error::NotAwaited) if !self.answered[index].load(Ordering::Relaxed) => {
@@ -378,7 +374,7 @@ impl<'a> Canvass<'a> {
     /// The second round, with the masters that may have granted.
     async fn bump(&mut self, token: u64) -> bool {
         self.attempt.decided.store(true, Ordering::Relaxed);
-        let asked = |index: usize| self.attempt.sent[index].load(Ordering::Relaxed);
+        let asked = |index: usize| !self.attempt.claim.cannot_be_at(index);
         let may_be_ours = |index: usize| matches!(self.votes[index], Ok(Grant::Granted) | Err(Error::NotAwaited));
         let masters = self.masters.iter().enumerate().filter(|&(index, _)| asked(index) && may_be_ours(index));
         let masters = masters.map(|(_, master)| Arc::clone(master)).collect();

@@ -47,14 +47,14 @@ pub enum Treatment {
 /// down and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
-    release_where(masters, claim, treatment(masters)).await
+    release_where(masters, claim, treatment(masters, claim)).await
 }
 
 /// The same where no caller waits, and other sessions may still be owed answers to what took the lock. A release must not
 /// overtake that: a master that owes such an answer is told when it has come, or its connection has been given up.
 pub async fn release_after_answers(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let owes: Vec<bool> = (0..masters.len()).map(|index| claim.is_unanswered_at(index)).collect();
-    let treatment = treatment(masters);
+    let treatment = treatment(masters, claim);
     let told_now = |index: usize, master: &Master| if owes[index] { Treatment::Skip } else { treatment(index, master) };
     let mut answers = release_where(masters, claim, told_now).await;
     if owes.contains(&true) {
@@ -74,11 +74,15 @@ pub async fn release_after_answers(masters: &Masters, claim: &Arc<Claim>) -> Vec
 }
 
 /// How each master is treated now.
-fn treatment(masters: &Masters) -> impl Fn(usize, &Master) -> Treatment {
+fn treatment(masters: &Masters, claim: &Arc<Claim>) -> impl Fn(usize, &Master) -> Treatment {
+    let claim = Arc::clone(claim);
     let quorum = quorum::majority(masters.len());
     let needs_suspects = masters.needs_suspects(quorum);
     let awaited = masters.awaited(quorum);
     move |index: usize, master: &Master| {
+        if claim.cannot_be_at(index) {
+            return Treatment::Skip;
+        }
         // It may be back any moment, with the key: one refused connection is cheaper than a lock that nobody holds.
         let is_suspect = !awaited[index] || (master.is_hung() && !needs_suspects);
         if is_suspect { Treatment::Tell } else { Treatment::Await }
@@ -167,6 +171,7 @@ impl<'a> Round<'a> {
 
 /// The commands of one release to one master that are not written yet.
 struct Sending {
+    commands: usize,
     left: AtomicUsize,
     in_all: Arc<AtomicUsize>,
 }
@@ -174,14 +179,22 @@ struct Sending {
 impl Sending {
     fn new(commands: usize, in_all: &Arc<AtomicUsize>) -> Self {
         in_all.fetch_add(commands, Ordering::Relaxed);
-        Self { left: AtomicUsize::new(commands), in_all: Arc::clone(in_all) }
+        Self { commands, left: AtomicUsize::new(commands), in_all: Arc::clone(in_all) }
     }
 
-    /// One is about to be written. One that is repeated counts once.
+    /// One is about to be written. One that a cluster sends elsewhere counts once.
     fn note_sent(&self) {
         if self.left.load(Ordering::Relaxed) > 0 {
             self.left.fetch_sub(1, Ordering::Relaxed);
             self.in_all.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Its connection was dead: it is still to be written, over another one.
+    fn note_failed(&self) {
+        if self.left.load(Ordering::Relaxed) < self.commands {
+            self.left.fetch_add(1, Ordering::Relaxed);
+            self.in_all.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -211,13 +224,22 @@ async fn ask(master: &Master, claim: &Claim, sending: &Sending) -> Answer {
 
 async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Sending) -> Answer {
     let exchange = |link: Link| async move {
-        sending.note_sent();
         if planted::is(Bug::UnlockWithoutCompare) {
             return link.call(&planted::plain_delete(resource, &claim.key), None).await;
         }
         link.note_release(claim);
         let way = link.release_by().for_script(&claim.script);
-        compare_and(link, way, || true, |way| way.release(claim, resource)).await
+        // A server that does not know the script has to be sent it when it has said so.
+        if way != CompareAndDelete::Evalsha || link.knows_script() {
+            sending.note_sent();
+        }
+        let reply = compare_and(link.clone(), way, || true, |way| way.release(claim, resource)).await;
+        match &reply {
+            Ok(Value::ServerError(_)) => {}
+            Ok(_) => link.note_script(),
+            Err(_) => sending.note_failed(),
+        }
+        reply
     };
     script::release(master.call(resource, exchange, || true).await?.value)
 }

@@ -45,6 +45,7 @@ struct Shared {
     watches: Option<Arc<Watches>>,
     outstanding: Outstanding,
     tracking: AtomicU8,
+    knows_script: AtomicBool,
     fencing_form: Mutex<Form>,
     unanswered: Mutex<Vec<Pending>>,
     asks: AtomicBool,
@@ -108,6 +109,7 @@ impl Link {
             watches,
             outstanding,
             tracking: AtomicU8::new(UNTRACKED),
+            knows_script: AtomicBool::new(false),
             fencing_form: Mutex::default(),
             unanswered: Mutex::default(),
             asks: AtomicBool::new(true),
@@ -131,6 +133,17 @@ impl Link {
     /// Compare and delete in this way from now on.
     pub fn set_release_by(&self, way: CompareAndDelete) {
         self.0.release_by.store(way as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the server has run the script that releases, and so knows it by its hash.
+    #[must_use]
+    pub fn knows_script(&self) -> bool {
+        self.0.knows_script.load(Ordering::Relaxed)
+    }
+
+    /// It has run it.
+    pub fn note_script(&self) {
+        self.0.knows_script.store(true, Ordering::Relaxed);
     }
 
     /// How long the next command may stay unanswered before a new connection is made beside this one, which was idle for

@@ -72,7 +72,7 @@ impl Operation {
     #[pyo3(signature = (resources, key, unlock_script = None))]
     fn release(resources: Vec<Vec<u8>>, key: Vec<u8>, unlock_script: Option<&str>) -> PyResult<Self> {
         let script = script(unlock_script);
-        Ok(Self::release_of(Arc::new(Claim::new(some(resources)?, key, script))))
+        Ok(Self::release_of(Arc::new(Claim::of_key(some(resources)?, key, script))))
     }
 
     #[staticmethod]
@@ -85,7 +85,7 @@ impl Operation {
         drift_ms: u64,
         valid_until: Option<f64>,
     ) -> PyResult<Self> {
-        let claim = Arc::new(Claim::new(some(resources)?, key, script(None)));
+        let claim = Arc::new(Claim::of_key(some(resources)?, key, script(None)));
         let valid_until = valid_until.map(|until| seconds("valid_until", until)).transpose()?.map(Instant::from_zero);
         let request = extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back: Arc::default() };
         Ok(Self(Kind::Extend(Arc::new(request)), None))

@@ -2,13 +2,14 @@ use super::*;
 use redlock::claim::{Claim, Decision};
 use redlock::clock::Instant;
 use redlock::engine::extend::{self, extend};
+use redlock::engine::release;
 use redlock::error::Error;
 use redlock::script::Release;
 
 const MS: Duration = Duration::from_millis(1);
 
 fn claim() -> Arc<Claim> {
-    Arc::new(Claim::new(vec![b"r".to_vec()], b"key".to_vec(), Arc::default()))
+    Arc::new(Claim::of_key(vec![b"r".to_vec()], b"key".to_vec(), Arc::default()))
 }
 
 /// Nothing answers a greeting by itself.
@@ -77,32 +78,53 @@ fn a_connection_that_comes_before_the_last_answer_carries_the_release() {
     assert_eq!(told, Some(true));
 }
 
+impl Stage<'_> {
+    fn answer(&mut self, masters: impl IntoIterator<Item = usize>) {
+        for master in masters {
+            self.world.open(master, |connection| answer_all(connection, Says::Yes));
+        }
+        self.turn();
+    }
+
+    /// Take a lock, which these masters grant, and begin to release it, 2 ms before they say that they have done so.
+    fn lock_and_release(&mut self, masters: &[usize]) -> oneshot::Receiver<Vec<release::Answer>> {
+        let (request, (_keep, cancel)) = (self.request(), oneshot::channel());
+        let mut result = self.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+        self.turn();
+        self.answer(masters.iter().copied());
+        let claim = result.try_recv().unwrap().unwrap().claim;
+        let result = self.session.start(|masters| async move { release(&masters, &claim).await });
+        self.turn();
+        self.pass(2 * MS);
+        self.answer(masters.iter().copied());
+        result
+    }
+}
+
+const ALL_BUT_ONE: [Result<Release, Error>; 3] = [Ok(Release::Released), Ok(Release::Released), Err(Error::NotAwaited)];
+
 #[test]
 fn a_release_is_over_when_a_quorum_has_confirmed_it() {
     let mut stage = Stage::new(3, &[]);
-    let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
-    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
-    stage.turn();
-    for master in [0, 1] {
-        stage.world.open(master, |connection| answer_all(connection, Says::Yes));
-    }
-    stage.turn();
-    let claim = result.try_recv().unwrap().unwrap().claim;
-    assert!(stage.session.awaits(None), "the third has not answered its SET");
-    let mut result = stage.session.start(|masters| async move { release(&masters, &claim).await });
-    stage.turn();
-    stage.pass(2 * MS);
-    for master in [0, 1] {
-        stage.world.open(master, |connection| answer_all(connection, Says::Yes));
-    }
-    stage.turn();
+    let mut result = stage.lock_and_release(&[0, 1, 2]);
+    assert_eq!(result.try_recv().unwrap(), [const { Ok(Release::Released) }; 3]);
+    let mut result = stage.lock_and_release(&[0, 1]);
     assert!(result.try_recv().is_err(), "the third has half as long again");
     stage.pass(MS);
-    let answers = result.try_recv().unwrap();
-    assert_eq!(answers, [Ok(Release::Released), Ok(Release::Released), Err(Error::NotAwaited)]);
+    assert_eq!(result.try_recv().unwrap(), ALL_BUT_ONE);
     let sent = stage.world.open(2, |connection| connection.names()).unwrap();
     assert_eq!(sent[sent.len() - 2..], ["SET", "EVALSHA"]);
     assert!(!stage.session.awaits(None), "what the third owes is released behind it, over the same connection");
+}
+
+#[test]
+fn a_release_waits_for_a_server_that_may_have_to_be_sent_the_script() {
+    let mut stage = Stage::new(3, &[]);
+    let mut result = stage.lock_and_release(&[0, 1]);
+    stage.pass(100 * MS);
+    assert!(result.try_recv().is_err());
+    stage.answer([2]);
+    assert_eq!(result.try_recv().unwrap()[..2], ALL_BUT_ONE[..2]);
 }
 
 /// Take a lock while the third master is still connecting, and connect to that soon after the grant. Returns how many

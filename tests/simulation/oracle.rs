@@ -14,9 +14,9 @@ use redlock::quorum;
 use redlock::script::{Grant, Release};
 
 use super::leases::extending;
-use super::master::Did;
+use super::master::{Did, Kind};
 use super::network::{Conn, Taken, taking};
-use super::plan::Broken;
+use super::plan::{Broken, Sharing};
 use super::resp::Request;
 use super::time::{MS, Nanos, SECOND};
 use super::wire::open;
@@ -323,9 +323,19 @@ impl World {
         (0..self.nodes.len()).all(|master| self.conns.iter().any(|conn| conn.master == master && is_used(conn)))
     }
 
+    /// Whether a release in this session need not wait for a connection, nor for a server that may not know the script.
+    fn is_ready(&self, session: usize) -> bool {
+        let compares = |conn: &Conn| matches!(self.nodes[conn.master].master.kind, Kind::Redis8 | Kind::Valkey9);
+        // Those of a session that is not shared come one after another, and so do their answers.
+        let is_answered = |conn: &Conn| !conn.released.is_empty() && conn.answered.len() > conn.released.len();
+        let is_shared = self.clients[self.seats[session].client].plan.sharing == Sharing::Loop;
+        let mut conns = self.conns.iter().filter(|conn| conn.session == session && conn.is_held);
+        self.is_linked(session) && conns.all(|conn| compares(conn) || (!is_shared && is_answered(conn)))
+    }
+
     /// What `op` locked is about to be unlocked in `session`.
     pub fn note_unlocking(&mut self, op: usize, session: usize) {
-        self.oracle.ops[op].is_linked = self.is_linked(session);
+        self.oracle.ops[op].is_linked = self.is_ready(session);
     }
 
     /// The unlock of what `op` locked begins.

@@ -155,7 +155,9 @@ impl World {
         let session = self.take_session(worker, Some(&claim.key));
         self.restart_operation(op, if hold.is_plain { self.release_bound() } else { self.lease_bound() });
         self.note_unlocking(op, session);
-        let (seat, released) = (&self.seats[session].session, Arc::clone(&claim));
+        // A plain lock is known by its key alone.
+        let released = Claim::of_key(claim.resources.clone(), claim.key.clone(), Arc::clone(&claim.script));
+        let (seat, released) = (&self.seats[session].session, Arc::new(released));
         let result = if hold.is_plain {
             seat.start(move |masters| async move { Some(release(&masters, &released).await) })
         } else {
