@@ -69,7 +69,7 @@ impl Queue {
             && poll.poll(&mut self.events, Some(Duration::ZERO)).is_ok()
         {
             for event in &self.events {
-                // The token, not the number: that may have been another source's before.
+                // By the token: the number of a descriptor may have been another's before.
                 if let Some(watched) = self.watched.iter().find(|watched| watched.token == event.token()) {
                     watched.tell(event);
                     anything = true;
@@ -118,7 +118,7 @@ impl Watched {
         self.source.as_fd().as_raw_fd()
     }
 
-    /// Watch it to write only while somebody waits for that: some sockets tell of each message that the other side reads.
+    /// Watch it to write only while that is waited for: a Unix socket tells of each message that the other side reads.
     fn follow(&mut self, registry: &Registry) {
         let to_write = self.source.wants_write();
         if to_write != self.to_write
@@ -137,7 +137,7 @@ impl Watched {
     }
 }
 
-/// Always to read: who is not waited for now may be when the next change has come.
+/// Always to read: a change is told once, whether it is waited for or not.
 fn interest(to_write: bool) -> Interest {
     if to_write { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
 }
@@ -252,7 +252,6 @@ mod tests {
         drop(copy);
     }
 
-    /// A Unix socket tells its writer of each message that was read: nobody waits for that.
     #[test]
     fn a_source_is_watched_to_write_only_while_that_is_waited_for() {
         const LONG: usize = 1 << 22;

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn files_that_share_an_inode_are_closed_by_the_process_that_opened_them() {
         let file = std::fs::File::open("Cargo.toml").unwrap();
-        assert_eq!(identity(&file.into()).unwrap().process, Some(getpid()));
-        assert_eq!(identity(&UnixStream::pair().unwrap().0.into()).unwrap().process, None);
+        assert_eq!(identity(&file).unwrap().process, Some(getpid()));
+        assert_eq!(identity(&UnixStream::pair().unwrap().0).unwrap().process, None);
     }
 }
