@@ -94,15 +94,14 @@ impl Queue {
             stays
         });
         for source in sources {
-            match self.watched.iter_mut().find(|watched| Arc::ptr_eq(source, &watched.source)) {
-                Some(known) => known.follow(registry),
-                None => {
-                    self.last_token += 1;
-                    let fresh = Watched::new(Arc::clone(source), Token(self.last_token));
-                    if registry.register(&mut SourceFd(&fresh.fd()), fresh.token, interest(fresh.to_write)).is_ok() {
-                        self.watched.push(fresh);
-                    }
-                }
+            if let Some(known) = self.watched.iter_mut().find(|watched| Arc::ptr_eq(source, &watched.source)) {
+                known.follow(registry);
+                continue;
+            }
+            self.last_token += 1;
+            let fresh = Watched::new(Arc::clone(source), Token(self.last_token));
+            if registry.register(&mut SourceFd(&fresh.fd()), fresh.token, interest(fresh.to_write)).is_ok() {
+                self.watched.push(fresh);
             }
         }
     }
@@ -218,7 +217,9 @@ mod tests {
         let mut peers: Vec<_> = (0..3 * AT_ONCE).map(|_| one.connect()).collect();
         assert!(!one.turn() && !one.is_readable());
         for round in 0..3 {
-            peers.iter_mut().for_each(|peer| peer.write_all(&[round]).unwrap());
+            for peer in &mut peers {
+                peer.write_all(&[round]).unwrap();
+            }
             assert!(one.is_readable());
             // All in one turn: time must not run out for what is there.
             assert!(one.turn() && !one.is_readable());
