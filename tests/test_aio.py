@@ -28,6 +28,7 @@ from support.loops import KINDS, Turns, new_loop, run
 from support.programs import Program
 from support.programs import run as run_program
 from support.proxy import Mode
+from support.scripted import OK, Act
 from support.servers import wait_until
 
 
@@ -183,6 +184,25 @@ def test_connections_that_servers_close_are_replaced(masters, loop):
 
     run(main(), loop)
     nothing_left(servers)
+
+
+def test_an_end_that_comes_with_the_last_answer_is_noticed_while_the_loop_idles(scripted, loop):
+    """The loop is told of both at once, and of neither again."""
+    server = scripted()
+    adlm = amanager([server])
+
+    async def main():
+        assert await lock_and_unlock(adlm)
+        server.script = lambda command: [OK, Act.END] if command.name == "SET" else None
+        before = len(server.named("SET"))
+        task = asyncio.ensure_future(adlm.lock("r", TTL))
+        await asyncio.sleep(0)
+        wait_until(lambda: len(server.named("SET")) > before)
+        time.sleep(0.2)  # noqa: ASYNC251 - until both are there
+        assert await task
+        await asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: server.open_connections == 0)
+
+    run(main(), loop)
 
 
 @pytest.mark.parametrize("connected", [False, True])
@@ -600,6 +620,44 @@ def test_two_loops_in_one_thread_take_turns(masters):
         each.close()
 
 
+class Counting(asyncio.SelectorEventLoop):
+    """A loop that knows what it was asked to watch; its own descriptors are none of this."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def add_reader(self, fd, callback, *args):
+        self.asked.append(("read", fd))
+        super().add_reader(fd, callback, *args)
+
+    def add_writer(self, fd, callback, *args):
+        self.asked.append(("write", fd))
+        super().add_writer(fd, callback, *args)
+
+    def remove_reader(self, fd):
+        self.asked.append(("no longer", fd))
+        return super().remove_reader(fd)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_loop_watches_one_descriptor_however_many_masters_there_are(masters, count):
+    """Once for all: it is not told of connections that come and go."""
+    servers = masters(count)
+    adlm = amanager(servers, retry_count=1000)
+    loop = Counting()
+
+    async def main():
+        await awarm(adlm, servers)
+        for server in servers:
+            server.admin.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.05)
+        await awarm(adlm, servers)
+        assert [kind for kind, _ in loop.asked] == ["read"]
+
+    run(main(), loop)
+
+
 class Deaf(asyncio.SelectorEventLoop):
     """A loop that watches nobody's descriptors, as Windows' default one does not; its own are none of this."""
 
@@ -689,6 +747,71 @@ def test_h17_a_child_forked_inside_a_loop_has_connections_of_its_own(masters, th
         code, out, _ = program.finish()  # Python itself warns of such forks from 3.12 on
         assert (code, out) == (0, "")
     assert [len(proxy.links) for proxy in proxies] == [2, 2, 2]
+    nothing_left(servers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_h17_a_child_that_runs_its_parents_loop_takes_none_of_its_answers(masters, through):
+    """H17: they are still there for the parent, though the child has closed all descriptors, as a daemon does."""
+    servers = masters(3)
+    proxies = [through(server) for server in servers]
+    source = """
+    import asyncio
+    from redlock import AsyncRedlock
+    adlm = AsyncRedlock(sys.argv[1:])
+
+    loop = asyncio.new_event_loop()
+
+    async def once():
+        lock = await adlm.lock("r", 20000)
+        await adlm.unlock(lock)
+        return bool(lock)
+
+    async def begin():
+        pending = asyncio.ensure_future(once())
+        await asyncio.sleep(0)
+        return pending
+
+    loop.run_until_complete(once())
+    pending = loop.run_until_complete(begin())
+    pid = os.fork()
+    if pid == 0:
+        loop.run_until_complete(asyncio.sleep(0.2))  # while the answers come
+        os.closerange(3, 64)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    say(loop.run_until_complete(pending))
+    for turn in range(10):
+        say(loop.run_until_complete(once()))
+    loop.close()
+    """
+    said = run_program(source, *(proxy.url for proxy in proxies))
+    assert said.split() == ["True"] * 11
+    assert [len(proxy.links) for proxy in proxies] == [1, 1, 1]
+    nothing_left(servers)
+
+
+def test_a_loop_without_descriptors_to_spare_goes_on_when_there_are_some(masters):
+    """What cannot be connected to has no vote; nothing but that is raised."""
+    servers = masters(3)
+    source = """
+    import asyncio, resource
+    from redlock import AsyncRedlock
+    adlm = AsyncRedlock(sys.argv[1:], 1)
+
+    async def main():
+        await asyncio.get_running_loop().run_in_executor(None, int)  # what else needs descriptors
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        say(await adlm.lock("r", 20000))
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        lock = await adlm.lock("r", 20000)
+        say(bool(lock))
+        await adlm.unlock(lock)
+
+    asyncio.run(main())
+    """
+    assert run_program(source, *(server.url for server in servers)).split() == ["False", "True"]
     nothing_left(servers)
 
 

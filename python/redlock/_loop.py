@@ -26,17 +26,17 @@ LONGEST_WAIT = 0.5
 
 
 class LoopHost:
-    """Waits for the engine's sockets and deadlines with one loop's readers, writers and timers.
+    """Waits for the engine's sockets and deadlines with a reader and the timers of one loop.
 
-    The loop owns it: it lives as long as a reader, a timer or a task of the loop refers to it. When the loop is closed
-    none does, and the connections end with it.
+    The loop owns it: it lives as long as that reader, a timer or a task of the loop refers to it. When the loop is
+    closed none does, and the connections end with it.
     """
 
     def __init__(self, session: LoopSession) -> None:
         self._session = session
         self._calls: dict[int, _Call[Any]] = {}
         self._due: float | None = None  # not the timer: that would keep the loop alive
-        self._thread: WatchingThread | None = None
+        self._watched: int | None = None
 
     async def run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
         """Run an operation to its end and return its outcome.
@@ -77,25 +77,23 @@ class LoopHost:
 
     def _turn(self) -> None:
         """Let the engine go on, with what has come and what is due."""
-        finished, changes, pause, is_news = self._session.turn()
+        finished, queue, pause, is_news = self._session.turn()
         if is_news:
             # Not here: a handler may end the program, and what has just ended is still in our hands.
             asyncio.get_running_loop().call_soon(self._session.write_log)
-        for fd, read, write in changes:
-            self._watch(fd, read, write)
+        if queue is not None and queue != self._watched:
+            self._watch(queue)
         if pause is not None:
             self._wake_in(pause)
         for number, outcome in finished:
             self._calls.pop(number).finish(outcome)
 
-    def _watch(self, fd: int, read: bool, write: bool) -> None:  # noqa: FBT001 - as the engine says it
-        if self._thread is None:
-            try:
-                _watch_by_loop(fd, self._turn if read else None, self._turn if write else None)
-            except NotImplementedError:
-                self._thread = WatchingThread(self._turn)
-        if self._thread:
-            self._thread.watch(fd, read, write)
+    def _watch(self, queue: int) -> None:
+        try:
+            asyncio.get_running_loop().add_reader(queue, self._turn)
+        except NotImplementedError:
+            WatchingThread(queue, self._turn)  # the loop keeps it
+        self._watched = queue
 
     def _wake_in(self, pause: float) -> None:
         loop = asyncio.get_running_loop()
@@ -109,18 +107,6 @@ class LoopHost:
         if due == self._due:
             self._due = None
             self._turn()
-
-
-def _watch_by_loop(fd: int, on_readable: Callable[[], None] | None, on_writable: Callable[[], None] | None) -> None:
-    loop = asyncio.get_running_loop()
-    if on_readable:
-        loop.add_reader(fd, on_readable)
-    else:
-        loop.remove_reader(fd)
-    if on_writable:
-        loop.add_writer(fd, on_writable)
-    else:
-        loop.remove_writer(fd)
 
 
 class _Call(Generic[T]):

@@ -147,8 +147,8 @@ class Engine:
 class LoopSession:
     """One connection to each master and any number of operations on them, for a caller that must not block.
 
-    Nothing goes on but in :meth:`turn`, which the caller has to call after :meth:`start` and :meth:`cancel`, when a
-    descriptor is ready, and when the time is over. In one thread at a time.
+    Nothing goes on but in :meth:`turn`, which the caller has to call after :meth:`start` and :meth:`cancel`, when its
+    descriptor is readable, and when the time is over. In one thread at a time.
 
     When the object ends, operations that have not ended are given up: releases of what they took are sent, though not
     waited for.
@@ -157,13 +157,13 @@ class LoopSession:
     def start(self, operation: Operation[Any]) -> int:
         """Begin an operation; returns the number it is known by from now on."""
 
-    def turn(self) -> tuple[list[tuple[int, Any]], list[tuple[int, bool, bool]], float | None, bool]:
+    def turn(self) -> tuple[list[tuple[int, Any]], int | None, float | None, bool]:
         """Go on with all that can go on.
 
         Returns:
-            The operations that have ended, with their outcomes; ``(fd, read, write)`` for each descriptor that is to be
-            watched differently from now on, for neither if not at all, in this order; the seconds until the next turn
-            is due, if one is; whether there is something to log.
+            The operations that have ended, with their outcomes; the descriptor that is readable when something can go
+            on, the same for as long as the object lives, or ``None`` while there is nothing to watch; the seconds until
+            the next turn is due, if one is; whether there is something to log.
         """
 
     def write_log(self) -> None:

@@ -18,41 +18,32 @@ A_DAY = 86_400.0
 
 
 class WatchingThread:
-    """Says in the running loop when a descriptor is ready: what `add_reader` and `add_writer` do in other loops.
+    """Says in the running loop when a descriptor is readable: what ``add_reader`` does in other loops.
 
     Lives until its loop is closed, and the thread as long as this.
 
     Args:
-        ready: called in the loop. Descriptors are looked at again when it has returned.
+        fd: the descriptor.
+        ready: called in the loop. The descriptor is looked at again when it has returned.
     """
 
-    def __init__(self, ready: Callable[[], None]) -> None:
+    def __init__(self, fd: int, ready: Callable[[], None]) -> None:
         self._ready = ready
-        self._wanted: dict[int, int] = {}
         self._near, far = socket.socketpair()
-        self._near.settimeout(0)
         finalize(self, _close, self._near, os.getpid())
+        selector = selectors.DefaultSelector()
+        for each in (fd, far):
+            selector.register(each, selectors.EVENT_READ)
         loop = asyncio.get_running_loop()
         self._stay(loop)
         # A weak reference, or the thread would keep alive what it is to end with.
         tell = _Teller(loop, WeakMethod(self._on_ready))
-        threading.Thread(target=_watch, args=(far, self._wanted, tell), name="redlock-watch", daemon=True).start()
-
-    def watch(self, fd: int, read: bool, write: bool) -> None:  # noqa: FBT001 - as the engine says it
-        """Watch a descriptor for this from now on; for nothing if neither."""
-        events = (selectors.EVENT_READ if read else 0) | (selectors.EVENT_WRITE if write else 0)
-        if events:
-            self._wanted[fd] = events
-        else:
-            self._wanted.pop(fd, None)
-        self._look_again()
+        threading.Thread(target=_watch, args=(selector, far, tell), name="redlock-watch", daemon=True).start()
 
     def _on_ready(self) -> None:
-        self._ready()
-        self._look_again()
-
-    def _look_again(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # so many have been sent that it is about to
+        try:
+            self._ready()
+        finally:
             self._near.send(b".")
 
     def _stay(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -83,24 +74,10 @@ class _Teller:
             method()
 
 
-def _watch(nudge: socket.socket, wanted: dict[int, int], tell: _Teller) -> None:
-    """The thread. It tells of each readiness once: until it is nudged, the loop has not seen to it."""
-    told = False
-    with nudge:
-        while True:
-            if nudge not in _wait(nudge, {} if told else dict(wanted)):
-                told = True
-                tell()
-            elif nudge.recv(4096):
-                told = False
-            else:
+def _watch(selector: selectors.BaseSelector, seen: socket.socket, tell: _Teller) -> None:
+    """The thread. It tells of a readiness once, and waits until the loop has seen to it."""
+    with seen, selector:
+        while selector.select():
+            tell()
+            if not seen.recv(1):
                 return
-
-
-def _wait(nudge: socket.socket, wanted: dict[int, int]) -> list[object]:
-    with selectors.DefaultSelector() as selector:
-        selector.register(nudge, selectors.EVENT_READ)
-        for fd, events in wanted.items():
-            with contextlib.suppress(OSError):  # closed a moment ago: we are about to be told
-                selector.register(fd, events)
-        return [key.fileobj for key, _ in selector.select()]

@@ -3,6 +3,7 @@
 pub mod blocking;
 pub mod driver;
 pub mod pool;
+pub mod queue;
 mod resolve;
 
 use std::io;

@@ -87,8 +87,8 @@ impl Engine {
     }
 
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
-        let session = this.get().pool.here().new_session();
-        LoopSession::new(this.unbind(), session)
+        let home = Arc::clone(this.get().pool.here());
+        LoopSession::new(this.unbind(), home)
     }
 
     /// Log what was noticed of the masters since the last call. A handler that fails must not cost anybody a lock; what
@@ -137,10 +137,5 @@ impl Engine {
     /// What leases need of it.
     pub(super) fn shared(&self) -> (Arc<Pool>, Arc<Renewals>) {
         (Arc::clone(&self.pool), Arc::clone(&self.renewals))
-    }
-
-    /// Whether there is something to log.
-    pub(super) fn has_news(&self) -> bool {
-        self.pool.here().journal().has_news()
     }
 }

@@ -1,20 +1,20 @@
-//! `_redlock.LoopSession`: the asyncio host's half in Rust. The other half, in `_loop.py`, has the loop watch the
-//! descriptors and the time.
+//! `_redlock.LoopSession`: the asyncio host's half in Rust. The other half, in `_loop.py`, has the loop watch one
+//! descriptor and the time.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use pyo3::prelude::*;
-use rustix::process::{Pid, getpid};
 use tokio::sync::oneshot;
 
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::Session;
 use crate::engine::release::release;
-use crate::host::blocking;
+use crate::host::pool::InProcess;
+use crate::host::queue::Queue;
 use crate::python::engine::Engine;
 use crate::python::operation::Operation;
 use crate::python::outcome::Outcome;
@@ -27,7 +27,7 @@ const LATE: Duration = Duration::from_millis(20);
 #[pyclass(frozen, module = "redlock._redlock")]
 pub(super) struct LoopSession {
     engine: Py<Engine>,
-    pid: Pid,
+    home: Arc<InProcess>,
     state: Mutex<State>,
 }
 
@@ -38,48 +38,15 @@ struct State {
     last_operation: u64,
     last_turn: Instant,
     due: Option<Instant>,
-    watched: Vec<Watched>,
-    /// What the loop was just told to watch no longer. Stays open until it has heard: the number must not be another
-    /// file's before.
-    unwatched: Vec<Watched>,
+    /// There from the first connection on, if there are descriptors left.
+    queue: Option<Queue>,
 }
 
-/// A descriptor as the loop was last told to watch it.
-struct Watched {
-    source: Arc<Source>,
-    read: bool,
-    write: bool,
-}
-
-impl Watched {
-    fn now(source: Arc<Source>) -> Self {
-        let (read, write) = (source.wants_read(), source.wants_write());
-        Self { source, read, write }
-    }
-
-    fn fd(&self) -> RawFd {
-        self.source.as_fd().as_raw_fd()
-    }
-
-    fn interest(&self) -> Interest {
-        (self.fd(), self.read, self.write)
-    }
-}
-
-impl PartialEq for Watched {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.source, &other.source) && (self.read, self.write) == (other.read, other.write)
-    }
-}
-
-/// What the loop is to watch a descriptor for: `(fd, read, write)`.
-type Interest = (RawFd, bool, bool);
-
-/// Finished operations with their outcomes, changes of interest, and the seconds until the next turn is due.
-type Turn<T> = (Vec<(u64, T)>, Vec<Interest>, Option<f64>);
+/// Finished operations with their outcomes, what the loop is to watch, and the seconds until the next turn is due.
+type Turn<T> = (Vec<(u64, T)>, Option<RawFd>, Option<f64>);
 
 /// The same, and whether there is something to log.
-type Report<T> = (Vec<(u64, T)>, Vec<Interest>, Option<f64>, bool);
+type Report<T> = (Vec<(u64, T)>, Option<RawFd>, Option<f64>, bool);
 
 #[pymethods]
 impl LoopSession {
@@ -94,9 +61,9 @@ impl LoopSession {
         if self.is_inherited() {
             return Ok(Report::default());
         }
-        let (finished, changes, pause) = locked(&self.state).turn();
+        let (finished, queue, pause) = locked(&self.state).turn();
         let finished = finished.into_iter().map(|(operation, outcome)| Ok((operation, outcome.into_python(py)?)));
-        Ok((finished.collect::<PyResult<_>>()?, changes, pause, self.engine.get().has_news()))
+        Ok((finished.collect::<PyResult<_>>()?, queue, pause, self.home.journal().has_news()))
     }
 
     fn cancel(&self, operation: u64) {
@@ -111,24 +78,23 @@ impl LoopSession {
 }
 
 impl LoopSession {
-    pub(super) fn new(engine: Py<Engine>, session: Session) -> Self {
+    pub(super) fn new(engine: Py<Engine>, home: Arc<InProcess>) -> Self {
         let state = State {
-            session,
+            session: home.new_session(),
             finished: Arc::default(),
             cancels: HashMap::new(),
             last_operation: 0,
             last_turn: BootClock.now(),
             due: None,
-            watched: Vec::new(),
-            unwatched: Vec::new(),
+            queue: None,
         };
-        Self { engine, pid: getpid(), state: Mutex::new(state) }
+        Self { engine, home, state: Mutex::new(state) }
     }
 
     /// A forked child that leaves its parent's loop by an exception runs it once more, to end its tasks: it must not send
     /// a byte on the parent's connections.
     fn is_inherited(&self) -> bool {
-        self.pid != getpid()
+        !self.home.is_here()
     }
 }
 
@@ -161,11 +127,10 @@ impl State {
         }
     }
 
-    /// All descriptors are looked at, whichever the loop has found ready: a loop that was busy for long finds several,
-    /// and deadlines over, and an answer that is there beats its deadline.
+    /// What is there is taken in first: a loop that was busy for long finds several answers, and deadlines over, and an
+    /// answer that is there beats its deadline.
     fn turn(&mut self) -> Turn<Outcome> {
-        // If it fails, the descriptors are looked at again in the next turn.
-        let anything = blocking::poll(&self.session.wait().sources, Duration::ZERO).unwrap_or(false);
+        let anything = self.queue.as_mut().is_some_and(Queue::take_in);
         let now = BootClock.now();
         if anything && self.due.is_some_and(|due| now.since(due) > LATE) {
             self.session.was_left_alone(now.since(self.last_turn));
@@ -179,18 +144,17 @@ impl State {
         let wait = self.session.wait();
         self.due = wait.deadline;
         let pause = wait.deadline.map(|deadline| deadline.since(BootClock.now()).as_secs_f64());
-        (finished, self.changes(wait.sources), pause)
+        (finished, self.watch(&wait.sources), pause)
     }
 
-    /// How what is to be watched differs from what the loop was told last. What is gone comes first.
-    fn changes(&mut self, sources: Vec<Arc<Source>>) -> Vec<Interest> {
-        let now: Vec<Watched> = sources.into_iter().map(Watched::now).collect();
-        let before = std::mem::replace(&mut self.watched, now);
-        let changed: Vec<Interest> =
-            self.watched.iter().filter(|new| !before.contains(new)).map(Watched::interest).collect();
-        self.unwatched = before;
-        self.unwatched.retain(|old| !self.watched.iter().any(|new| Arc::ptr_eq(&new.source, &old.source)));
-        self.unwatched.iter().map(|old| (old.fd(), false, false)).chain(changed).collect()
+    fn watch(&mut self, sources: &[Arc<Source>]) -> Option<RawFd> {
+        if self.queue.is_none() && !sources.is_empty() {
+            // If there is none to be had, the next turn asks again.
+            self.queue = Queue::new().ok();
+        }
+        let queue = self.queue.as_mut()?;
+        queue.watch(sources);
+        Some(queue.as_raw_fd())
     }
 
     fn abandon(&mut self) {

@@ -11,8 +11,8 @@ use rustix::process::{Pid, getpid};
 /// A daemon forks and then closes all descriptors that it does not know; the numbers become those of its log files. What
 /// came with the fork still has them, and is dropped at some time: it must not close those files.
 #[derive(Debug)]
-pub struct Descriptor {
-    fd: Arc<OwnedFd>,
+pub struct Descriptor<T: AsFd = OwnedFd> {
+    fd: Arc<T>,
     identity: Option<Identity>,
 }
 
@@ -25,32 +25,37 @@ struct Identity {
     process: Option<Pid>,
 }
 
-impl Descriptor {
-    /// Take care of a descriptor that was just opened.
+impl<T: AsFd> Descriptor<T> {
+    /// Take care of a descriptor that was just opened, or of what has one.
     #[must_use]
-    pub fn new(fd: OwnedFd) -> Self {
+    pub fn new(fd: T) -> Self {
         let identity = identity(&fd);
         Self { fd: Arc::new(fd), identity }
+    }
+
+    /// What has the descriptor. It is always there.
+    pub fn get_mut(&mut self) -> Option<&mut T> {
+        Arc::get_mut(&mut self.fd)
     }
 }
 
 #[allow(clippy::unnecessary_cast, clippy::cast_lossless, clippy::cast_sign_loss, reason = "types differ by system")]
-fn identity(fd: &OwnedFd) -> Option<Identity> {
+fn identity(fd: &impl AsFd) -> Option<Identity> {
     let stat = fstat(fd).ok()?;
     let is_unique = FileType::from_raw_mode(stat.st_mode) == FileType::Socket && stat.st_ino != 0;
     let process = (!is_unique).then(getpid);
     Some(Identity { device: stat.st_dev as u64, inode: stat.st_ino as u64, process })
 }
 
-impl AsFd for Descriptor {
+impl<T: AsFd> AsFd for Descriptor<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Drop for Descriptor {
+impl<T: AsFd> Drop for Descriptor<T> {
     fn drop(&mut self) {
-        if self.identity.is_none() || identity(&self.fd) != self.identity {
+        if self.identity.is_none() || identity(&*self.fd) != self.identity {
             std::mem::forget(Arc::clone(&self.fd));
         }
     }
@@ -80,7 +85,7 @@ mod tests {
         let (mut descriptor, _peer) = pair();
         let (other, mut others_peer) = UnixStream::pair().unwrap();
         // What happens when all numbers are closed and files are opened.
-        dup2(&other, Arc::get_mut(&mut descriptor.fd).unwrap()).unwrap();
+        dup2(&other, descriptor.get_mut().unwrap()).unwrap();
         drop((descriptor, other));
         others_peer.set_nonblocking(true).unwrap();
         let read = others_peer.read(&mut [0]);
@@ -91,7 +96,7 @@ mod tests {
     #[test]
     fn files_that_share_an_inode_are_closed_by_the_process_that_opened_them() {
         let file = std::fs::File::open("Cargo.toml").unwrap();
-        assert_eq!(identity(&file.into()).unwrap().process, Some(getpid()));
-        assert_eq!(identity(&UnixStream::pair().unwrap().0.into()).unwrap().process, None);
+        assert_eq!(identity(&file).unwrap().process, Some(getpid()));
+        assert_eq!(identity(&UnixStream::pair().unwrap().0).unwrap().process, None);
     }
 }

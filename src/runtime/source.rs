@@ -24,6 +24,7 @@ pub struct Source {
 struct State {
     readable: bool,
     writable: bool,
+    ended: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -38,7 +39,7 @@ impl Source {
     /// A descriptor that is already in non-blocking mode, not yet known to be ready for anything.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
-        let state = State { readable: false, writable: false, reader: None, writer: None };
+        let state = State { readable: false, writable: false, ended: false, reader: None, writer: None };
         Self { fd: Descriptor::new(fd), state: Mutex::new(state) }
     }
 
@@ -65,6 +66,13 @@ impl Source {
         reader.into_iter().chain(writer).for_each(Waker::wake);
     }
 
+    /// The host says that nothing more will come but what is there, and then the end. A host that is told of each change
+    /// once has to say it, for it may have been told of both at the same time.
+    pub fn ended(&self) {
+        locked(&self.state).ended = true;
+        self.ready(true, false);
+    }
+
     /// Wait until the host says that the descriptor is ready to write.
     pub fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = locked(&self.state);
@@ -86,6 +94,12 @@ impl Source {
 
     fn not_readable(&self) {
         locked(&self.state).readable = false;
+    }
+
+    /// All that was there has been read: all but the end.
+    fn emptied(&self) {
+        let mut state = locked(&self.state);
+        state.readable = state.ended;
     }
 
     fn not_writable(&self) {
@@ -131,7 +145,7 @@ impl AsyncRead for Socket {
                 Ok(count) => {
                     // A short read emptied the socket: spare the call that would only say so.
                     if count < room && count > 0 {
-                        self.source.not_readable();
+                        self.source.emptied();
                     }
                     buf.advance(count);
                     return Poll::Ready(Ok(()));

@@ -89,6 +89,11 @@ class Listener:
         self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.start()
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are served."""
+        return len(self._served)
+
     def start(self) -> None:
         """Listen."""
         RIG.run(self._start())

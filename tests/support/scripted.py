@@ -21,6 +21,7 @@ class Act(Enum):
     """Something other than bytes."""
 
     SILENCE = auto()  # no answer, but go on reading
+    END = auto()  # of what it says, but go on reading
     CLOSE = auto()
     RESET = auto()
 
@@ -80,6 +81,11 @@ class Scripted:
         return f"redis://{self.host}:{self.port}"
 
     @property
+    def open_connections(self) -> int:
+        """How many connections no side has closed."""
+        return self._listener.open_connections
+
+    @property
     def keys(self) -> dict[bytes, bytes]:
         """What is held now."""
         return self._store.live()
@@ -131,6 +137,8 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
     if isinstance(reply, bytes):
         writer.write(reply)
         await writer.drain()
+    elif reply is Act.END:
+        writer.write_eof()
     elif reply is Act.CLOSE:
         writer.close()
     elif reply is Act.RESET:
