@@ -10,7 +10,7 @@ use crate::master::guard::Cause;
 const LONGEST_TEXT: usize = 300;
 
 /// Why a master gave no vote. Cloned to everybody who waits for the same connection.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
     /// The master did not answer in time; its connection is given up.
     #[error("no answer")]
@@ -52,6 +52,12 @@ impl Error {
     #[must_use]
     pub const fn is_slow(&self) -> bool {
         matches!(self, Self::NoAnswer)
+    }
+
+    /// Whether the master gave no vote although it was asked for one, and waited for.
+    #[must_use]
+    pub const fn is_failure(&self) -> bool {
+        !matches!(self, Self::NotSent | Self::NotAwaited)
     }
 
     /// An I/O error met while connecting.

@@ -560,7 +560,7 @@ def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves(
     """It is said once which, and why."""
     dlm = Redlock(["redis://a", redis.Redis("b", encoding="latin-1", password="canary"), "redis://c"])
     for _ in range(3):
-        assert dlm._engine() is None
+        assert dlm._backend().engine is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("the engine cannot stand in for b:6379/0, which")
@@ -569,18 +569,18 @@ def test_one_server_that_the_engine_cannot_honour_and_all_are_called_themselves(
 
 def test_flags_that_the_engine_cannot_honour_are_named(caplog):
     flags = [ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF]
-    assert Redlock([redis.Redis(ssl=True, ssl_include_verify_flags=flags)])._engine() is None
+    assert Redlock([redis.Redis(ssl=True, ssl_include_verify_flags=flags)])._backend().engine is None
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().endswith(": its setting ssl_include_verify_flags")
 
 
 def test_clients_for_which_there_is_no_other_way_are_no_warning(caplog):
-    assert Redlock([fakeredis.FakeRedis()])._engine() is None
+    assert Redlock([fakeredis.FakeRedis()])._backend().engine is None
     assert caplog.text == ""
 
 
 def test_reading_a_client_warns_of_nothing(recwarn):
     """The tests make each warning an error; redis-py warns of what its own client was made with."""
-    assert Redlock(["redis://h?retry_on_timeout=1&lib_name=me"])._engine() is not None
+    assert Redlock(["redis://h?retry_on_timeout=1&lib_name=me"])._backend().engine is not None
     assert [str(warning.message) for warning in recwarn] == []

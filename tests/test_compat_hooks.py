@@ -150,7 +150,7 @@ def test_get_unique_id_overridden_is_called_for_each_try(masters, monkeypatch, h
 
     dlm = put(how, "get_unique_id", get_unique_id, monkeypatch, [server.url for server in servers])
     dlm.retry_count, dlm.retry_delay = 3, 0.001
-    assert dlm._engine() is not None
+    assert dlm._backend().engine is not None
     lock = dlm.lock("r", TTL)
     assert lock.key is keys[0]
     assert dlm.lock("r", TTL) is False
@@ -296,7 +296,7 @@ def test_whatever_of_redis_py_is_mocked_is_called(masters, owner, method, spec):
         lock = dlm.lock("r", TTL)
         dlm.unlock(lock or Lock(0, "r", b"key"))
         assert patched.called
-    assert dlm._engine() is not None
+    assert dlm._backend().engine is not None
     dlm.servers[0].close()
 
 
@@ -324,9 +324,9 @@ def test_a_wrapper_that_calls_redis_pys_own_method_does_not_turn_the_engine_off(
     """Such are put there for good, in production: they change nothing that the masters see."""
     monkeypatch.setattr(redis.Redis, "execute_command", how(how(redis.Redis.execute_command)))
     dlm = Redlock(["redis://h"])
-    assert dlm._engine() is not None
+    assert dlm._backend().engine is not None
     monkeypatch.setattr(redis.Redis, "execute_command", lambda *_, **__: True)
-    assert dlm._engine() is None
+    assert dlm._backend().engine is None
     assert dlm.lock("r", TTL)
 
 
@@ -341,7 +341,7 @@ def test_a_method_patched_later_is_called_until_it_is_taken_away(masters, method
         dlm.unlock(lock)
         assert patched.call_count == 1
     server.admin.flushall()
-    assert dlm._engine() is not None
+    assert dlm._backend().engine is not None
     lock = dlm.lock("r", TTL)
     assert held([server]) == [lock.key]
     dlm.servers[0].close()

@@ -83,7 +83,7 @@ def items(servers, provider):
 def test_a_provider_is_asked_at_each_connection(three, caplog):
     servers, tokens = three
     dlm = Redlock(items(servers, tokens), 3, 0.02)
-    assert dlm._engine() is not None
+    assert dlm._backend().engine is not None
     warm(dlm, servers)
     asked = tokens.asked
     assert asked >= 3

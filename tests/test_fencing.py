@@ -31,7 +31,7 @@ def engine(servers):
 
 
 def connected(servers):
-    engine = manager(servers)._engine()
+    engine = manager(servers)._backend().engine
     engine.run(Operation.inspect(b"r"))
     return engine
 

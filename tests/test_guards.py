@@ -58,7 +58,7 @@ def test_the_others_vote_meanwhile_and_the_reason_is_told_and_logged_once(spawn,
     servers[0].restart()
     said = []
     for _ in range(20):
-        outcome = dlm._engine().run(Operation.acquire([b"b"], 500, 3, 7, 1, 0.0))
+        outcome = dlm._backend().engine.run(Operation.acquire([b"b"], 500, 3, 7, 1, 0.0))
         assert not isinstance(outcome, Held)
         said += outcome
     assert "not relied on: it restarted, and may have forgotten locks" in map(str, said)

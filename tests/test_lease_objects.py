@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from unittest import mock
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from redlock import LockContended, LockLost, QuorumUnavailable, Redlock
-from support.locks import TTL, held, nothing_left
+from redlock import LockContended, LockLost, QuorumUnavailable, Redlock, _leasing
+from support.locks import TTL, held, manager, nothing_left
 from support.servers import wait_until
 
 SHORT = 600  # ms
@@ -136,6 +137,29 @@ def test_set_and_eval_are_enough_to_hold_but_not_to_look(servers):
             dlm.locked("r")
         time.sleep(2 * SHORT / 1000)
         lease.ensure()
+    nothing_left(servers)
+
+
+def test_what_patched_methods_took_is_extended_and_released_when_they_are_gone(servers):
+    dlm = manager(servers)
+    with mock.patch.object(redis.Redis, "set", autospec=True, side_effect=redis.Redis.set):
+        lease = dlm.acquire("r", TTL)
+        other = dlm.acquire("s", TTL)
+    lease.extend(2 * TTL)
+    assert all(server.admin.pttl("r") > TTL for server in servers)
+    lease.release()
+    assert held(servers) == [None] * 3
+    occupy(servers, "s")
+    with pytest.raises(LockLost):
+        other.extend()
+    for client in dlm.servers:
+        client.close()
+
+
+def test_what_is_raised_between_the_grant_and_the_lease_leaves_nothing(servers, dlm, monkeypatch):
+    monkeypatch.setattr(_leasing, "Lease", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        dlm.acquire("r", TTL)
     nothing_left(servers)
 
 

@@ -30,7 +30,7 @@ def mixed(masters):
 
 def test_all_of_them_are_asked(mixed):
     servers, dlm = mixed
-    assert dlm._engine() is None
+    assert dlm._backend().engine is None
     lock = dlm.lock("r", TTL)
     assert held(servers) == [lock.key] * 3
     assert dlm.lock("r", TTL) is False

@@ -18,7 +18,7 @@ def servers(masters):
 
 @pytest.fixture
 def engine(servers):
-    engine = manager(servers)._engine()
+    engine = manager(servers)._backend().engine
     # Connects to all: a round that is decided before a master has its connection sends nothing there.
     engine.run(Operation.inspect(b"r"))
     return engine

@@ -641,7 +641,7 @@ def test_redis_pys_sentinel_and_cluster_clients_are_called_as_they_are(watched, 
     try:
         dlm = Redlock(clients)
         assert all(mine is theirs for mine, theirs in zip(dlm.servers, clients, strict=True))
-        assert not any(Redlock([client])._engine() for client in clients[:2])
+        assert not any(Redlock([client])._backend().engine for client in clients[:2])
         for node in cluster.nodes:
             key = cluster.key_at(node)
             lock = dlm.lock(key, TTL)

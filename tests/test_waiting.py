@@ -32,7 +32,7 @@ class Waiter(threading.Thread):
 
     def __init__(self, servers, query="", timeout=30.0, dlm=None) -> None:
         super().__init__(daemon=True)
-        self.engine = (dlm or Redlock([server.url + query for server in servers]))._engine()
+        self.engine = (dlm or Redlock([server.url + query for server in servers]))._backend().engine
         self.timeout = timeout
         self.outcome = None
         self.start()

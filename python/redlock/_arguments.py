@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from math import inf
 
 TYPE_CHECKING = False
@@ -24,23 +23,6 @@ MAX_TTL_MS = 2**62
 MAX_DELAY = 1e9
 # A call with this many tries never ends; infinity is taken for it.
 MAX_TRIES = 2**31 - 1
-
-KEY_LENGTH = 22
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_FAIR = len(_ALPHABET) * 4  # random bytes above are thrown away, so that each letter is equally likely
-_LETTERS = (_ALPHABET * 5)[:256]
-_UNFAIR = bytes(range(_FAIR, 256))
-
-
-def random_key() -> bytes:
-    """A fresh proof of ownership: 22 letters and digits (131 bits) from the operating system's generator.
-
-    redlock-py draws from :mod:`random`: two workers that call ``random.seed(42)`` both hold the lock.
-    """
-    key = b""
-    while len(key) < KEY_LENGTH:
-        key += os.urandom(32).translate(_LETTERS, _UNFAIR)
-    return key[:KEY_LENGTH]
 
 
 def check_type(name: str, value: object) -> None:
@@ -103,18 +85,21 @@ def check_ttl(ttl: float) -> None:
         raise ValueError(message)
 
 
-def drift_ms(ttl: int, factor: float) -> int:
-    """Milliseconds by which the clocks may have drifted apart, as redlock-py computes them.
+def ttl_and_drift(ttl: float, factor: float) -> tuple[int, int]:
+    """A time to live, and milliseconds of it by which the clocks may have drifted apart, as redlock-py computes them.
 
     Two are added: Redis expires with a precision of one, and one is the least drift of a small ttl.
 
     Raises:
-        ValueError: the factor is negative or not finite: a lock would outlive its key.
+        ValueError: the factor is negative or not finite: a lock would outlive its key. Or as :func:`check_ttl`.
+        TypeError: as there.
     """
+    if type(ttl) is not int or ttl > MAX_TTL_MS:
+        check_ttl(ttl)
     if not 0 <= factor < inf:
         message = f"clock_drift_factor must be a fraction of the ttl, not {factor!r}"
         raise ValueError(message)
-    return int(ttl * factor) + 2
+    return int(ttl), int(ttl * factor) + 2
 
 
 def whole_tries(retry_count: float) -> int:

@@ -171,7 +171,7 @@ class AsyncLease(LeaseBase):
         self._asking.add(asking)
         try:
             # In a task of its own: a caller that is cancelled does not wait for its end, but the release does.
-            reason = await asyncio.shield(self._start(self._operations.extend_lease(self._state, self.key, ttl)))
+            reason = await asyncio.shield(self._start(self._operations.extend_lease(ttl)))
             self._tell_loss()
         finally:
             self._asking.discard(asking)
@@ -186,12 +186,12 @@ class AsyncLease(LeaseBase):
         """
         if self._is_inherited():
             return
-        release = self._operations.release_lease(self._state, self.key)
+        release = self._operations.release_lease()
         try:
             await (asyncio.shield(self._start(release)) if self._state.is_kept or self._work else release)
         except asyncio.CancelledError:
             # This may be the last that the loop does. In case it goes on, so does the release, after an extension.
-            self._operations.begin_release(self.key)
+            self._operations.begin_release()
             raise
         finally:
             self._over.set()
@@ -215,7 +215,7 @@ class AsyncLease(LeaseBase):
 
     def _see_to(self, what: str, ttl: int) -> None:
         if what == "renew":
-            self._start(self._operations.extend_lease(self._state, self.key, ttl))
+            self._start(self._operations.extend_lease(ttl))
         elif what == "give back":
             self._start(self.release())
         elif what == "news":

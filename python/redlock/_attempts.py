@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from redlock._lease import LeaseBase
 from redlock._lock import Lock
-from redlock._outcomes import in_words, why_not_extended, why_not_granted, why_not_released
-from redlock._redlock import Vote
+from redlock._outcomes import in_words
+from redlock._redlock import Vote, why_not_extended, why_not_granted, why_not_released
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,8 @@ class Attempt:
 def to_lock(operations: Terms[Any], resource: Encodable, outcome: HeldLike | list[Vote]) -> Attempt:
     """Of an acquire; counts it."""
     if isinstance(outcome, list):
-        reason = why_not_granted(outcome, operations.quorum)
+        # No fencing token was asked for.
+        reason = cast("NotDone", why_not_granted(outcome, operations.backend.quorum))
         operations.counters.refused(contended=reason == "contended")
         return _attempt(operations, outcome, reason)
     operations.counters.acquired += 1
@@ -56,13 +57,13 @@ def to_lock(operations: Terms[Any], resource: Encodable, outcome: HeldLike | lis
 def to_unlock(operations: Terms[Any], said: Sequence[Vote]) -> Attempt:
     """Of a release; counts it."""
     operations.counters.released += Vote.RELEASED in said
-    return _attempt(operations, said, why_not_released(said, operations.quorum))
+    return _attempt(operations, said, why_not_released(said, operations.backend.quorum))
 
 
 def to_extend(operations: Terms[Any], lock: SupportsUnlock, outcome: HeldLike | list[Vote]) -> Attempt:
     """Of an extension."""
     if isinstance(outcome, list):
-        return _attempt(operations, outcome, why_not_extended(outcome, operations.quorum))
+        return _attempt(operations, outcome, why_not_extended(outcome, operations.backend.quorum))
     return _attempt(operations, outcome.votes, None, Lock(outcome.validity_ms, lock.resource, lock.key))
 
 

@@ -29,13 +29,14 @@ import redis.sentinel
 
 from redlock import _sentinel
 from redlock._arguments import NO_GUARDS
-from redlock._native import Native
+from redlock._masters import Client, Native
 from redlock._redlock import Endpoint, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from redlock._arguments import Guards
+    from redlock._masters import Master
     from redlock._types import Item, SupportsSetEval
 
 logger = logging.getLogger("redlock")
@@ -181,6 +182,7 @@ class Masters:
         servers: what this was made of.
         engine: ``None`` unless it can honour every server in full.
         names: what logs call the servers.
+        is_patched: tells whether another method was put in the place of redis-py's: that is to be called then.
         failing: by the identity of those whose own methods are called, what they last failed with, unless they have
             answered since, and how often.
 
@@ -204,26 +206,23 @@ class Masters:
             _say_why_not(self.names, found, are_some_plain=bool(known))
         self.failing: dict[int, tuple[str | None, int]] = {}
         self._known = [each.address for each in known]
-        self._patches = _Patches(self.servers) if self.engine else None
+        self.is_patched = _Patches(self.servers).are_there if self.engine else _never
         plain = [server for server, each in zip(self.servers, found, strict=True) if not isinstance(each, str)]
-        self._mixture = None
+        self._mixture: tuple[list[Master], _Patches] | None = None
         if plain and not self.engine:
-            stand_ins = [
-                server if isinstance(each, str) else Native(each)
+            stand_ins: list[Master] = [
+                Client(server) if isinstance(each, str) else Native(each)
                 for server, each in zip(self.servers, found, strict=True)
             ]
             self._mixture = stand_ins, _Patches(plain)
 
-    def mixture(self) -> Collection[Any]:
-        """The servers, but the engine in the place of each plain client, unless those are patched."""
-        if self._mixture is None:
-            return self.servers
-        stand_ins, patches = self._mixture
-        return self.servers if patches.are_there() else stand_ins
-
-    def is_patched(self) -> bool:
-        """Whether another method was put in the place of redis-py's: that is to be called then."""
-        return self._patches is not None and self._patches.are_there()
+    def one_by_one(self) -> Sequence[Master]:
+        """The masters where no engine asks all of them: plain clients have one each, unless any of those is patched."""
+        if self._mixture:
+            stand_ins, patches = self._mixture
+            if not patches.are_there():
+                return stand_ins
+        return [Client(server) for server in self.servers]
 
     def check_distinct(self) -> None:
         """Refuse one database named twice: it would have two votes. Several databases of one server are logged.
@@ -238,6 +237,10 @@ class Masters:
         hosts = [address.rpartition("/")[0] for address in self._known]
         for host in sorted({host for host in hosts if hosts.count(host) > 1}):
             logger.warning("%s is listed with several databases: those fail together", host)
+
+
+def _never() -> bool:
+    return False
 
 
 # Those that may be put in the place of redis-py's own, in one client or in a class.

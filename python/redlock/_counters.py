@@ -7,10 +7,15 @@ free-threaded interpreter two threads that count in the same instant may be coun
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from redlock._redlock import now
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from redlock._lease import LeaseBase
 
 # Upper bounds in seconds, from a round trip in one rack to a wait that somebody notices.
@@ -31,6 +36,13 @@ class Times:
         """Count one."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count how long the block takes, if it raises nothing."""
+        start = now()
+        yield
+        self.add(now() - start)
 
 
 class Counters:

@@ -94,7 +94,7 @@ class LeaseBase:
         self.resource, self.key = resource, held.key
         self.masters = in_words(operations.named(held.votes))
         self.token = getattr(held, "token", None)
-        self._state: LeaseState = operations.state(held, ttl)
+        self._state: LeaseState = operations.hold(held, ttl)
         self._unreleased: Unreleased | None = None
         self._forget: Callable[[], object] | None = None
         # What happens once only. Who comes first is decided by `setdefault`, a single step: neither a thread, nor a
@@ -313,7 +313,7 @@ class Lease(LeaseBase):
         ttl = self.ttl if ttl is None else self._operations.checked(ttl)
         if self._is_inherited():
             raise loss(self.resource, "forked")
-        reason = self._operations.extend_lease(self._state, self.key, ttl)
+        reason = self._operations.extend_lease(ttl)
         if reason is not None:
             self._tell_loss()
             raise loss(self.resource, reason)
@@ -327,7 +327,7 @@ class Lease(LeaseBase):
         if self._is_inherited():
             return  # it is the parent's
         try:
-            self._operations.release_lease(self._state, self.key)
+            self._operations.release_lease()
             self._end_release()
         except BaseException:
             self._release_later()
@@ -353,8 +353,7 @@ class Lease(LeaseBase):
         """
         self._unreleased = Unreleased(self.resource)
         try:
-            give_back = self._operations.giving_back(self.key)
-            self._forget = self._operations.keeper.keep(self, max_hold, give_back)
+            self._forget = self._operations.keeper.keep(self, max_hold, self._operations.giving_back())
         except RuntimeError:
             if threading.main_thread().is_alive():
                 raise
@@ -364,7 +363,7 @@ class Lease(LeaseBase):
 
     def _on_event(self, what: str, ttl: int) -> None:
         if what == "renew":
-            self._operations.renew_by_clients(self._state, self.key, ttl)
+            self._operations.extend_lease(ttl)
         elif what == "give back":
             self.release()
         elif what == "news":

@@ -1,4 +1,4 @@
-"""What :class:`~redlock.Redlock` does with leases: over the engine, or over the clients' own calls where it cannot.
+"""What :class:`~redlock.Redlock` does with leases, whatever asks the masters.
 
 Imported when the first lease is asked for: it needs threads, which ``import redlock`` does not.
 """
@@ -10,24 +10,19 @@ import functools
 import inspect
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from redlock import _outcomes
-from redlock._arguments import encode
-from redlock._failures import log_failures
 from redlock._lease import Lease
 from redlock._lock import Lock, LockLost
-from redlock._objects import attempts
-from redlock._redlock import Held, Operation, Vote, finish, now
-from redlock._terms import Keeping, Pace, Terms, listed
+from redlock._redlock import finish, now
+from redlock._terms import Keeping, Pace, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from redlock._manager import Redlock
-    from redlock._redlock import Engine, LeaseState
-    from redlock._types import Encodable, HeldLike, Reason, Resource, SupportsUnlock
+    from redlock._redlock import Vote
+    from redlock._types import Backend, Encodable, HeldLike, Manager, Reason, Resource, SupportsUnlock, TtlAndDrift
 
 T = TypeVar("T")
 
@@ -38,143 +33,99 @@ TICK = 0.002  # seconds between looks at whether it is one's turn; an extension 
 atexit.register(finish, 0.1)
 
 
-class Operations(Terms["Redlock"]):
-    """What one lease needs of its manager, for the names it is for.
+class Operations(Terms["Backend"]):
+    """A call of threads, and what becomes of it."""
 
-    Attributes:
-        taken: what the engine has said of the tries for it.
-    """
-
-    def __init__(self, manager: Redlock, resources: Sequence[Encodable]) -> None:
+    def __init__(self, manager: Manager[Backend], resources: Sequence[Encodable]) -> None:
         super().__init__(manager, resources)
-        self.taken: list[Held | list[Vote]] = []
+        self._taken: list[HeldLike | list[Vote]] = []
+        self.backend.taken = self._taken
         self._turns = Turns()
-
-    # -- what asks the masters ----------------------------------------------------------------------------------------
 
     def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round."""
-        manager = self._manager
-        engine = manager._engine()  # noqa: SLF001
-        if engine is None:
-            from redlock import _objects  # noqa: PLC0415
-
-            if pace.fencing:
-                return [_outcomes.OWN_METHODS] * len(manager.servers)
-            terms = ttl, self._drift(ttl)
-            return _objects.obtain(manager, self._resources, terms, (pace.tries, pace.delay, pace.timeout))
-        if manager._overrides("get_unique_id"):  # noqa: SLF001
-            return self._acquire_keyed(engine, ttl, pace)
-        return self._ask(engine, ttl, pace, None)
-
-    def _acquire_keyed(self, engine: Engine, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
-        """With the caller's keys, a fresh one per try."""
-        said: list[Vote] = []
-        once = replace(pace, tries=1, delay=0.0, timeout=None)
-        for _ in attempts(pace.tries, pace.delay, pace.timeout):
-            outcome = self._ask(engine, ttl, once, encode("key", self._manager.get_unique_id()))
-            if not isinstance(outcome, list):
-                return outcome
-            said = outcome
-        return said
-
-    def _ask(self, engine: Engine, ttl: int, pace: Pace, key: bytes | None) -> HeldLike | list[Vote]:
-        script = self._manager._script()  # noqa: SLF001
-        terms = self._names(), ttl, self.quorum, self._drift(ttl)
-        operation = Operation.acquire(*terms, pace.tries, pace.delay, pace.timeout, script, key, pace.fencing)
-        # Taken down without a step in between, in which an exception out of a signal handler would lose it.
-        self.taken.extend(map(engine.run, (operation,)))
-        self.attempts += operation.rounds
-        return self.taken[-1]
+        return self.backend.acquire(self.resources, self._terms(ttl), pace.bounds, fencing=pace.fencing)
 
     def extend(self, key: Encodable, ttl: int) -> HeldLike | list[Vote]:
         """Set the time to live anew, once.
 
         Args:
-            key: of the lease.
+            key: of the lock.
             ttl: milliseconds.
 
         Returns:
             What is held now, or what each master said.
         """
-        manager = self._manager
-        engine = manager._engine()  # noqa: SLF001
-        with self._timed():
-            if engine is None:
-                from redlock import _objects  # noqa: PLC0415
+        return self._extend(self.backend, key, self._terms(ttl))
 
-                outcome: HeldLike | list[Vote] = _objects.extend(manager, self._resources, key, (ttl, self._drift(ttl)))
-            else:
-                terms = ttl, self.quorum, self._drift(ttl)
-                outcome = engine.run(Operation.extend(self._names(), encode("key", key), *terms))
+    def _extend(self, backend: Backend, key: Encodable, terms: TtlAndDrift) -> HeldLike | list[Vote]:
+        with self.counters.round_trip.timed():
+            outcome = backend.extend(self.resources, key, terms)
         self.counters.extended += not isinstance(outcome, list)
         return outcome
 
-    def extend_lease(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
-        """Extend a lease, when no other thread extends or releases it.
+    def extend_lease(self, ttl: int) -> Reason | None:
+        """Extend the lease, when no other thread extends or releases it.
 
         Args:
-            state: of the lease.
-            key: of the lease.
             ttl: milliseconds.
 
         Returns:
             Why it could not be extended.
         """
-        engine = self._engine()
-        if engine:
-            return engine.run(Operation.extend_lease(state, ttl, self._drift(ttl)))
-        return self._turns.take(lambda: self._extend_by_clients(state, key, ttl))
+        return self._choose().extend_lease(self, self._terms(ttl))
 
-    def renew_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> None:
-        """Extend a lease, since it is time to, unless another thread extends or releases it."""
-        self._turns.take(lambda: self._extend_by_clients(state, key, ttl))
+    def extend_by(self, backend: Backend, terms: TtlAndDrift) -> Reason | None:
+        """As :class:`~redlock._types.Leased`."""
+        return self._turns.take(lambda: self._extend_by(backend, terms))
 
-    def _extend_by_clients(self, state: LeaseState, key: Encodable, ttl: int) -> Reason | None:
-        if reason := state.begin_extension(ttl, self._drift(ttl)):
+    def _extend_by(self, backend: Backend, terms: TtlAndDrift) -> Reason | None:
+        if reason := self.state.begin_extension(*terms):
             return reason
         outcome: HeldLike | list[Vote] | None = None
         try:
-            outcome = self.extend(key, ttl)
+            outcome = self._extend(backend, self.key, terms)
         finally:
-            reason = self.end_extension(state, ttl, outcome)
+            reason = self._end_extension(terms, outcome, backend.quorum)
         return reason
 
-    def release_lease(self, state: LeaseState, key: Encodable) -> None:
-        """Release a lease on every master, once, after an extension that is under way; errors are logged."""
-        engine = self._engine()
-        if engine is None:
-            self._turns.take(lambda: self._release_by_clients(state, key))
-            return
-        with self._timed():
-            said = engine.run(Operation.release_lease(state))
-        if said is not None:
-            manager = self._manager
-            log_failures(self.counters.failing_releases, self._resources, manager._names(), said)  # noqa: SLF001
+    def release_lease(self) -> None:
+        """Release the lease on every master, once, after an extension that is under way; errors are logged."""
+        self._choose().release_lease(self)
 
-    def _release_by_clients(self, state: LeaseState, key: Encodable) -> None:
-        if state.begin_release():
-            with self._timed():
-                said = self._manager._release_all(self._resources, key)  # noqa: SLF001
-            self.end_release(state, said)
+    def release_by(self, backend: Backend) -> None:
+        """As :class:`~redlock._types.Leased`."""
+        self._turns.take(lambda: self._release_by(backend))
 
-    def giving_back(self, key: Encodable) -> Callable[[], None] | None:
-        """What releases a lease that nothing refers to any more; ``None`` where the engine does."""
-        if self._engine():
+    def _release_by(self, backend: Backend) -> None:
+        if self.state.begin_release():
+            with self.counters.round_trip.timed():
+                said = backend.release(self.resources, self.key)
+            self._end_release(said, backend.quorum)
+
+    def giving_back(self) -> Callable[[], None] | None:
+        """What releases the lease when nothing refers to it any more; ``None`` where the engine does."""
+        if self.is_the_engines:
             return None
+        # Without a reference to the lease's state, whose end is to be told.
+        choose, resources, key, counters = self._choose, self.resources, self.key, self.counters
 
         def give_back() -> None:
-            self.give_back(key)
-            self.counters.ended(lost=False)
+            choose().release(resources, key)
+            counters.ended(lost=False)
 
         return give_back
 
-    def give_back(self, key: Encodable) -> None:
-        """Release what was taken for a lease that was not made."""
-        self._manager._release_all(self._resources, key)  # noqa: SLF001
+    def end_call(self) -> None:
+        """As every call."""
+        super().end_call()
+        self._taken.clear()
 
-    def _engine(self) -> Engine | None:
-        return self._manager._engine()  # noqa: SLF001
+    def undo(self) -> None:
+        """Release what was taken for a lease that was not made."""
+        for taken in self._taken:
+            if not isinstance(taken, list):
+                self._choose().release(self.resources, taken.key)
 
 
 class Turns:
@@ -201,35 +152,27 @@ class Turns:
                 self._turns.pop(me, None)
 
 
-def acquire(manager: Redlock, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:
+def acquire(operations: Operations, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> Lease:
     """:meth:`Redlock.acquire`."""
-    operations = Operations(manager, listed(resource))
-    if keeping.auto_extend and manager._engine() is None:  # noqa: SLF001
-        from redlock import _objects  # noqa: PLC0415
-
-        _objects.check_own_names(manager, "extend")
+    if keeping.auto_extend:
+        operations.backend.check_extends()
     ttl, start = operations.checked(ttl), now()
     leases: list[Lease] = []
     try:
         outcome = operations.acquire(ttl, pace)
         held = operations.decided(resource, outcome, pace, now() - start)
         leases.append(Lease(operations, resource, ttl, held, keeping.on_lost))
+        operations.end_call()
         if keeping.auto_extend:
-            leases[0]._keep(keeping.max_hold)  # noqa: SLF001
+            leases[0]._keep(keeping.max_hold)  # noqa: SLF001 - its other half
         return leases[0]
     except BaseException:
-        _undo(operations, leases)
+        # Nothing is to be left behind, whatever was raised, and at whatever moment.
+        for lease in leases:
+            lease.release()
+        if not leases:
+            operations.undo()
         raise
-
-
-def _undo(operations: Operations, leases: list[Lease]) -> None:
-    """Leave nothing behind of an acquire in which something was raised, at whatever moment."""
-    for lease in leases:
-        lease.release()
-    if not leases:
-        for taken in operations.taken:
-            if isinstance(taken, Held):
-                operations.give_back(taken.key)
 
 
 def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
@@ -243,18 +186,6 @@ def extend(manager: Redlock, lock: SupportsUnlock, ttl: int) -> Lock | Literal[F
     operations = Operations(manager, (lock.resource,))
     outcome = operations.extend(lock.key, operations.checked(ttl))
     return False if isinstance(outcome, list) else Lock(outcome.validity_ms, lock.resource, lock.key)
-
-
-def look(manager: Redlock, resource: Encodable) -> list[_outcomes.Sighting]:
-    """:meth:`Redlock.inspect`."""
-    engine = manager._engine()  # noqa: SLF001
-    if engine is None:
-        from redlock import _objects  # noqa: PLC0415
-
-        found = _objects.look(manager, resource)
-    else:
-        found = engine.run(Operation.inspect(encode("resource", resource)))
-    return _outcomes.sightings(manager._names(), found)  # noqa: SLF001
 
 
 def synchronized(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from redlock._arguments import NO_GUARDS, check_ttl, drift_ms, encode, guards, random_key, seconds, whole_tries
+from redlock._arguments import NO_GUARDS, check_ttl, guards, seconds, ttl_and_drift, whole_tries
+from redlock._engine import EngineBackend
 from redlock._lock import CannotObtainLock, Lock
-from redlock._redlock import Held, Operation, Vote
+from redlock._redlock import UNLOCK_SCRIPT, Vote, majority, random_key
 
 TYPE_CHECKING = False  # importing `typing` would cost more than the rest of this package
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
     from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -17,20 +18,11 @@ if TYPE_CHECKING:
     from redlock._counters import Counters
     from redlock._lease import Lease
     from redlock._outcomes import Sighting
-    from redlock._redlock import Engine
     from redlock._stats import Stats
-    from redlock._types import Encodable, Item, Resource, SupportsSetEval, SupportsUnlock
+    from redlock._types import Backend, Encodable, Item, Resource, SupportsSetEval, SupportsUnlock
 
     P = ParamSpec("P")
     R = TypeVar("R")
-
-# redlock-py's, letter for letter.
-UNLOCK_SCRIPT = """
-    if redis.call("get",KEYS[1]) == ARGV[1] then
-        return redis.call("del",KEYS[1])
-    else
-        return 0
-    end"""
 
 
 class Redlock:
@@ -58,8 +50,8 @@ class Redlock:
     _masters: Masters | None = None
     _guards = NO_GUARDS
     _counters: Counters | None = None
-    _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # around each `acquire`
-    _tried: Callable[[int], None] | None = None  # at the end of it
+    # Around each `acquire`; it gives what is told how often the masters were asked.
+    _watch: Callable[[Any, int], AbstractContextManager[Callable[[int], object]]] | None = None
 
     def __init__(
         self,
@@ -90,7 +82,7 @@ class Redlock:
         """
         # With all that calls need later: what another thread is importing in the moment of a fork, the child would wait
         # for, for ever. They import redis-py, which `import redlock` must not.
-        from redlock import _attempts, _connections, _leasing, _stats  # noqa: F401, PLC0415
+        from redlock import _attempts, _connections, _leasing, _objects, _stats  # noqa: F401, PLC0415
 
         try:
             self.servers = _connections.connect(connection_list, _connections.client)
@@ -101,7 +93,7 @@ class Redlock:
             # Error trackers show the variables of every frame: not those that hold passwords.
             connection_list = ()
             raise warning.with_traceback(None) from None
-        self.quorum = len(self.servers) // 2 + 1
+        self.quorum = majority(len(self.servers))
         if not self.servers:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
@@ -130,11 +122,18 @@ class Redlock:
             TypeError: a resource or ttl of a type that cannot be sent.
             ValueError: a ttl that is no int, or a resource too long or not encodable.
         """
-        outcome = self._acquire(resource, ttl)
-        if isinstance(outcome, Lock):
-            self._count().acquired += 1
-            return outcome
-        self._count_refusal(outcome)
+        terms = ttl, drift = ttl_and_drift(ttl, self.clock_drift_factor)
+        tries = whole_tries(self.retry_count) if ttl > drift else 0
+        delay = seconds(self.retry_delay)
+        backend = self._backend()
+        outcome = backend.acquire((resource,), terms, (tries, delay, None))
+        if not isinstance(outcome, list):
+            backend.counters.acquired += 1
+            return Lock(outcome.validity_ms, resource, outcome.key if backend.own_key is None else backend.own_key)
+        if outcome:
+            from redlock._outcomes import is_outage  # noqa: PLC0415
+
+            backend.counters.refused(contended=not is_outage(outcome, self.quorum))
         return False
 
     def unlock(self, lock: SupportsUnlock) -> None:
@@ -155,7 +154,8 @@ class Redlock:
             if isinstance(lock, Lease):
                 lock.release()
                 return
-        self._count().released += Vote.RELEASED in self._release(lock)
+        backend = self._backend()
+        backend.counters.released += Vote.RELEASED in backend.release((lock.resource,), lock.key)
 
     # -- the same, with reasons ----------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Redlock:
 
         _attempts.check_no_lease(lock)
         operations = _leasing.Operations(self, (lock.resource,))
-        return _attempts.to_unlock(operations, self._release(lock))
+        return _attempts.to_unlock(operations, operations.backend.release((lock.resource,), lock.key))
 
     def try_extend(self, lock: SupportsUnlock, ttl: int) -> Attempt:
         """As :meth:`extend`, and tells why it failed.
@@ -285,10 +285,16 @@ class Redlock:
 
         pace = _terms.Pace.of(self, timeout, retry_count, retry_delay, fencing=fencing)
         keeping = _terms.Keeping(auto_extend, max_hold, on_lost)
+
+        def hold(tried: Callable[[int], object] | None) -> Lease:
+            operations = _leasing.Operations(self, _terms.listed(resource))
+            operations.tried = tried
+            return _leasing.acquire(operations, resource, ttl, pace, keeping)
+
         if self._watch is None:
-            return _leasing.acquire(self, resource, ttl, pace, keeping)
-        with self._watch(resource, ttl):
-            return _leasing.acquire(self, resource, ttl, pace, keeping)
+            return hold(None)
+        with self._watch(resource, ttl) as tried:
+            return hold(tried)
 
     def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
         """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.
@@ -334,9 +340,10 @@ class Redlock:
             NotImplementedError: ``lock_instance`` is overridden, or a master is a client without ``get`` and
                 ``pttl``.
         """
-        from redlock import _leasing  # noqa: PLC0415
+        from redlock._outcomes import sightings  # noqa: PLC0415
 
-        return _leasing.look(self, resource)
+        backend = self._backend()
+        return sightings(backend.names, backend.inspect(resource))
 
     def synchronized(  # noqa: PLR0913 - as above
         self,
@@ -374,11 +381,10 @@ class Redlock:
 
     def stats(self) -> Stats:
         """What this manager has done so far, and how its masters fare."""
-        from redlock import _objects, _stats  # noqa: PLC0415
+        from redlock import _stats  # noqa: PLC0415
 
-        engine = self._engine()
-        health = engine.health() if engine else _objects.health(self)
-        return _stats.snapshot(self._count(), engine, zip(self._names(), health, strict=False))
+        backend = self._backend()
+        return _stats.snapshot(backend.counters, backend.engine, zip(backend.names, backend.health(), strict=False))
 
     # -- what callers override -----------------------------------------------------------------------------------------
 
@@ -400,97 +406,55 @@ class Redlock:
 
         Errors are logged.
         """
-        from redlock import _objects  # noqa: PLC0415
+        from redlock import _masters, _objects  # noqa: PLC0415
 
-        _objects.release_one(self, server, resource, val)
+        failing = self._count().failing_releases
+        _objects.release_at(_masters.Client(server), resource, val, self.unlock_script, failing)
 
     def get_unique_id(self) -> Encodable:
         """A fresh key, 22 random letters and digits as bytes; called for each try where overridden."""
         return random_key()
 
-    def _engine(self) -> Engine | None:
-        """The engine; ``None`` where methods of the caller's or of the servers' own are to be called.
+    # -- what asks the masters -----------------------------------------------------------------------------------------
 
-        Asked for each call: callers change ``servers`` and patch methods at any time.
+    def _backend(self) -> Backend:
+        """What asks the masters in one call: the engine, unless methods of the caller's or of the servers' are called.
+
+        Chosen for each call: callers change ``servers`` and patch methods at any time.
         """
         masters = self._masters
         if masters is None or masters.servers != self.servers:
             from redlock._connections import Masters  # noqa: PLC0415
 
             masters = self._masters = Masters(self.servers, self._guards)
+        counters = self._counters or self._count()
         kind, own = type(self), self.__dict__
         if (
-            # As `_overrides` has it, written out: each call passes here.
-            kind.lock_instance is not _LOCK_INSTANCE
+            masters.engine is None
+            # As `_own` has it, written out: each call passes here.
+            or kind.lock_instance is not _LOCK_INSTANCE
             or kind.unlock_instance is not _UNLOCK_INSTANCE
             or "lock_instance" in own
             or "unlock_instance" in own
             or masters.is_patched()
         ):
-            return None
-        return masters.engine
+            return self._by_clients(masters, counters)
+        backend = EngineBackend(masters.engine, masters.names, self.quorum, self.unlock_script, counters)
+        if kind.get_unique_id is not _GET_UNIQUE_ID or "get_unique_id" in own:
+            backend.new_key = self.get_unique_id
+        return backend
 
-    def _overrides(self, hook: str) -> bool:
-        """Whether a method is the caller's: a subclass's, this instance's, or patched into this class."""
-        return getattr(type(self), hook) is not _HOOKS[hook] or hook in self.__dict__
+    def _by_clients(self, masters: Masters, counters: Counters) -> Backend:
+        from redlock._objects import Hooks, Objects  # noqa: PLC0415
 
-    def _script(self) -> str | None:
-        return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
+        own = self._own("lock_instance", _LOCK_INSTANCE), self._own("unlock_instance", _UNLOCK_INSTANCE)
+        hooks = Hooks(type(self).__name__, self.get_unique_id, *own)
+        return Objects(masters, self.quorum, self.unlock_script, counters, hooks)
 
-    def _acquire(self, resource: Encodable, ttl: int) -> Lock | list[Vote]:
-        """As :meth:`lock`, but a failure is what each master said in the last round; nothing if none was asked."""
-        check_ttl(ttl)
-        drift = drift_ms(ttl, self.clock_drift_factor)
-        tries = whole_tries(self.retry_count) if ttl > drift else 0
-        delay = seconds(self.retry_delay)
-        engine = self._engine()
-        if engine is None:
-            from redlock import _objects  # noqa: PLC0415
-
-            return _objects.acquire(self, resource, (ttl, drift), (tries, delay))
-        name = encode("resource", resource)
-        if tries < 1:
-            return []
-        if self._overrides("get_unique_id"):
-            return self._acquire_keyed(engine, resource, (ttl, drift), (tries, delay))
-        outcome = engine.run(Operation.acquire([name], ttl, self.quorum, drift, tries, delay, None, self._script()))
-        return Lock(outcome.validity_ms, resource, outcome.key) if isinstance(outcome, Held) else outcome
-
-    def _acquire_keyed(
-        self, engine: Engine, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]
-    ) -> Lock | list[Vote]:
-        """With the caller's keys, a fresh one per try: a late release of one try must not meet the key of the next."""
-        from redlock._objects import attempts  # noqa: PLC0415
-
-        name, (ttl, drift) = encode("resource", resource), terms
-        said: list[Vote] = []
-        for _ in attempts(*pace):
-            key = self.get_unique_id()
-            script, sent = self._script(), encode("key", key)
-            outcome = engine.run(Operation.acquire([name], ttl, self.quorum, drift, 1, 0.0, None, script, sent))
-            if isinstance(outcome, Held):
-                return Lock(outcome.validity_ms, resource, key)
-            said = outcome
-        return said
-
-    def _release(self, lock: SupportsUnlock) -> list[Vote]:
-        """As :meth:`unlock`, and what each master said."""
-        return self._release_all((lock.resource,), lock.key)
-
-    def _release_all(self, resources: Sequence[Encodable], key: Encodable) -> list[Vote]:
-        engine = self._engine()
-        if engine is None:
-            from redlock import _objects  # noqa: PLC0415
-
-            return _objects.release_together(self, resources, key)
-        names = [encode("resource", each) for each in resources]
-        said = engine.run(Operation.release(names, encode("key", key), self._script()))
-        failing = self._count().failing_releases
-        if failing or said.count(Vote.RELEASED) < len(said):
-            from redlock._failures import log_failures  # noqa: PLC0415
-
-            log_failures(failing, resources, self._names(), said)
-        return said
+    def _own(self, hook: str, default: object) -> Callable[..., object] | None:
+        """A method, if it is the caller's: a subclass's, this instance's, or patched into this class."""
+        is_own = getattr(type(self), hook) is not default or hook in self.__dict__
+        return getattr(self, hook) if is_own else None
 
     def _count(self) -> Counters:
         """Where to count; made late, for some make managers without calling `__init__`."""
@@ -501,21 +465,7 @@ class Redlock:
             return counters
         return self._counters
 
-    def _count_refusal(self, said: list[Vote]) -> None:
-        if said:
-            from redlock._outcomes import is_outage  # noqa: PLC0415
-
-            self._count().refused(contended=not is_outage(said, self.quorum))
-
-    def _names(self) -> list[str]:
-        """What logs call the masters of the last call; another thread may have changed ``servers`` since."""
-        return self._masters.names if self._masters else []
-
 
 _LOCK_INSTANCE = Redlock.lock_instance
 _UNLOCK_INSTANCE = Redlock.unlock_instance
-_HOOKS = {
-    "lock_instance": _LOCK_INSTANCE,
-    "unlock_instance": _UNLOCK_INSTANCE,
-    "get_unique_id": Redlock.get_unique_id,
-}
+_GET_UNIQUE_ID = Redlock.get_unique_id

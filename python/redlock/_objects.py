@@ -1,47 +1,36 @@
-"""The other path: redlock-py's own algorithm over the clients' own ``set`` and ``eval``, one master after another.
+"""The masters of one call, asked one after another by their clients' own ``set`` and ``eval``, as redlock-py asks them.
 
 For what the engine cannot speak to itself (Sentinel and cluster clients, subclasses, fakes, any object) and for
 managers whose ``lock_instance`` or ``unlock_instance`` is the caller's. What redlock-py did wrong is put right here,
 too: elapsed time is not the wall clock's, errors of a minority lose no lock, and whatever ends a try, the masters are
-released.
+released. What the votes come to, the engine's own rules say.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisError
 
 from redlock._arguments import check_type
 from redlock._connections import logger, name
 from redlock._failures import log_failure
-from redlock._lock import Lock, MultipleRedlockException
-from redlock._native import Native
-from redlock._redlock import Vote, now
+from redlock._lock import MultipleRedlockException
+from redlock._masters import FAILURES, Client, text_of
+from redlock._outcomes import OWN_METHODS
+from redlock._redlock import Vote, now, pause, validity
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from redlock._manager import Redlock
-    from redlock._types import Encodable, Sighting, SupportsSetEval
+    from redlock._connections import Masters
+    from redlock._counters import Counters
+    from redlock._masters import Master
+    from redlock._types import Encodable, HeldLike, Leased, Reason, Sighting, Tries, TtlAndDrift
 
-# What redis-py raises when a master fails; its cluster client has a family of its own.
-FAILURES = (RedisError, RedisClusterException)
-
-# Sets a TTL, and never a key: what has expired or was taken over stays so.
-# KEYS[1]: the resource. ARGV[1]: the key. ARGV[2]: the ttl in milliseconds.
-# Returns 1: extended. 0: there is no such lock. -1: it is somebody else's.
-EXTEND_SCRIPT = """
-    local held = redis.call("get",KEYS[1])
-    if held == ARGV[1] then
-        return redis.call("pexpire",KEYS[1],ARGV[2])
-    else
-        return held and -1 or 0
-    end"""
-EXTENSIONS = {1: Vote.EXTENDED, 0: Vote.ABSENT, -1: Vote.TAKEN}
+    Failing = dict[int, tuple[str | None, int]]
 
 
 class Held(NamedTuple):
@@ -53,16 +42,191 @@ class Held(NamedTuple):
     votes: list[Vote]
 
 
-def _masters(manager: Redlock) -> Collection[Any]:
-    """The servers, the engine in the place of each that it can stand in for, unless a hook wants the client."""
-    masters = manager._masters  # noqa: SLF001
-    if masters is None or manager._overrides("lock_instance") or manager._overrides("unlock_instance"):  # noqa: SLF001
-        return manager.servers
-    return masters.mixture()
+class Hooks(NamedTuple):
+    """The caller's own methods, and a method of the manager's.
+
+    Attributes:
+        owner: the manager's class.
+        new_key: makes the key of a try.
+        lock_instance: what :meth:`Redlock.lock_instance` was overridden with, if it was. It may take other resources
+            than we do, and alone knows where the key is.
+        unlock_instance: the same of :meth:`Redlock.unlock_instance`.
+    """
+
+    owner: str
+    new_key: Callable[[], Encodable]
+    lock_instance: Callable[..., object] | None
+    unlock_instance: Callable[..., object] | None
+
+
+class Objects:
+    """As :class:`~redlock._types.Backend`.
+
+    Args:
+        masters: of the manager.
+        quorum: how many must agree.
+        script: that releases.
+        counters: of the manager.
+        hooks: the same; they are given the clients.
+    """
+
+    engine = None
+    own_key = None
+    taken: list[HeldLike | list[Vote]] | None = None
+    attempts = 0
+
+    def __init__(self, masters: Masters, quorum: int, script: str, counters: Counters, hooks: Hooks) -> None:
+        self.names = masters.names
+        self.quorum = quorum
+        self.counters = counters
+        self._failing = masters.failing
+        self._script = script
+        self._hooks = hooks
+        self._masters: Sequence[Master] = (
+            [Client(server, hooks.lock_instance) for server in masters.servers]
+            if hooks.lock_instance or hooks.unlock_instance
+            else masters.one_by_one()
+        )
+
+    def acquire(
+        self,
+        resources: Sequence[Encodable],
+        terms: TtlAndDrift,
+        pace: Tries,
+        *,
+        fencing: bool = False,
+    ) -> Held | list[Vote]:
+        """As every backend.
+
+        Raises:
+            BaseException: what a hook or a client raised, if no redis-py error; the masters are released first.
+        """
+        if fencing:
+            return [OWN_METHODS] * len(self._masters)
+        if not self._hooks.lock_instance:
+            for resource in resources:
+                check_type("resource", resource)
+        said: list[Vote] = []
+        for _ in attempts(*pace):
+            outcome = self._round(resources, terms)
+            if isinstance(outcome, Held):
+                if self.taken is not None:
+                    self.taken.append(outcome)
+                return outcome
+            said = outcome
+        return said
+
+    def _round(self, resources: Sequence[Encodable], terms: TtlAndDrift) -> Held | list[Vote]:
+        key = self._hooks.new_key()
+        held: Held | None = None
+        start = now()
+        try:
+            said = [self._ask(master, resources, key, terms[0]) for master in self._masters]
+            held = held_of(said, self.quorum, terms, start, key)
+        finally:
+            if held is None:
+                self._abandon(resources, key)
+        return held or said
+
+    def _ask(self, master: Master, resources: Sequence[Encodable], key: Encodable, ttl: int) -> Vote:
+        """Ask until something is not granted."""
+        for resource in resources:
+            try:
+                granted = master.ask(resource, key, ttl)
+            except FAILURES as error:
+                note(self._failing, master.origin, error)
+                return Vote.failure(text_of(error))
+            note(self._failing, master.origin, None)
+            if not granted:
+                return Vote.REFUSED
+        return Vote.GRANTED
+
+    def _abandon(self, resources: Sequence[Encodable], key: Encodable) -> None:
+        """Release on every master, whatever one of them raises."""
+        unlock_instance = self._hooks.unlock_instance
+        for resource in resources:
+            for master in self._masters:
+                if unlock_instance is None:
+                    self._release_at(master, resource, key)
+                    continue
+                try:
+                    unlock_instance(master.origin, resource, key)
+                except Exception as error:  # noqa: BLE001 - the other masters are to be released all the same
+                    _log(self.counters.failing_releases, resource, master.origin, error)
+
+    def release(self, resources: Sequence[Encodable], key: Encodable) -> list[Vote]:
+        """As every backend; a hook of the caller's tells no more than that it returned.
+
+        Raises:
+            MultipleRedlockException: ``unlock_instance`` is the caller's, and raised redis-py errors.
+        """
+        said = zip(*(self._release(resource, key) for resource in resources), strict=True)
+        return [next((each for each in of_one if each != Vote.RELEASED), Vote.RELEASED) for of_one in said]
+
+    def _release(self, resource: Encodable, key: Encodable) -> list[Vote]:
+        if self._hooks.unlock_instance is None:
+            check_type("resource", resource)
+            check_type("key", key)
+            return [self._release_at(master, resource, key) for master in self._masters]
+        errors = []
+        for master in self._masters:
+            try:
+                self._hooks.unlock_instance(master.origin, resource, key)
+            except RedisError as error:
+                errors.append(error)
+        if errors:
+            raise MultipleRedlockException(errors)
+        return [Vote.RELEASED] * len(self._masters)
+
+    def _release_at(self, master: Master, resource: Encodable, key: Encodable) -> Vote:
+        return release_at(master, resource, key, self._script, self.counters.failing_releases)
+
+    def extend(self, resources: Sequence[Encodable], key: Encodable, terms: TtlAndDrift) -> Held | list[Vote]:
+        """As every backend.
+
+        Raises:
+            NotImplementedError: ``lock_instance`` is the caller's.
+        """
+        self.check_extends()
+        start = now()
+        said = [_extend_at(master, resources, key, terms[0]) for master in self._masters]
+        return held_of(said, self.quorum, terms, start, key) or said
+
+    def inspect(self, resource: Encodable) -> list[Sighting]:
+        """As every backend.
+
+        Raises:
+            NotImplementedError: ``lock_instance`` is the caller's, or a client cannot be asked.
+        """
+        self._check_own_names("inspect")
+        for master in self._masters:
+            master.check_looks()
+        return [_look_at(master, resource) for master in self._masters]
+
+    def extend_lease(self, lease: Leased, terms: TtlAndDrift) -> Reason | None:
+        """As every backend."""
+        return lease.extend_by(self, terms)
+
+    def release_lease(self, lease: Leased) -> None:
+        """As every backend."""
+        lease.release_by(self)
+
+    def check_extends(self) -> None:
+        """As every backend."""
+        self._check_own_names("extend")
+
+    def _check_own_names(self, what: str) -> None:
+        if self._hooks.lock_instance:
+            message = f"cannot {what}: lock_instance of {self._hooks.owner} is overridden, and only that knows how"
+            raise NotImplementedError(message)
+
+    def health(self) -> list[tuple[str | None, int, int]]:
+        """As every backend; here a client that waits in vain raises an error like any other."""
+        return health_of(self._failing, (master.origin for master in self._masters))
 
 
 def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator[int]:
-    """Count the tries, with a pause before each but the first: random, lest contenders keep in step.
+    """Count the tries, with a pause before each but the first.
 
     Args:
         tries: how many.
@@ -71,118 +235,76 @@ def attempts(tries: int, delay: float, timeout: float | None = None) -> Iterator
     """
     end = math.inf if timeout is None else now() + timeout
     for attempt in range(tries):
-        if attempt and not _pause(delay, end):
-            return
+        if attempt:
+            seconds, is_time_left = pause(delay, end - now())
+            time.sleep(seconds)
+            if not is_time_left:
+                return
         yield attempt
 
 
-def _pause(delay: float, end: float) -> bool:
-    """Sleep, and say whether there is time for another try."""
-    pause, left = jittered(delay), end - now()
-    time.sleep(max(0.0, min(pause, left)))
-    return pause < left
-
-
-def jittered(delay: float) -> float:
-    """A pause of at most so long, and of at least half of it."""
-    return delay * (0.5 + int.from_bytes(os.urandom(4), "big") / 2**33)
-
-
-def acquire(
-    manager: Redlock, resource: Encodable, terms: tuple[int, int], pace: tuple[int, float]
-) -> Lock | list[Vote]:
-    """Try until a quorum grants.
+def held_of(said: list[Vote], quorum: int, terms: TtlAndDrift, start: float, key: Encodable) -> Held | None:
+    """What a quorum granted or extended, unless it took so long that nothing is left of it.
 
     Args:
-        manager: whose servers and hooks.
-        resource: what to lock.
+        said: what each master said.
+        quorum: how many must agree.
         terms: ttl and drift in milliseconds.
-        pace: how many tries, and seconds of pause between them.
+        start: when the first master was asked.
+        key: of what is held.
+    """
+    left = validity(said, quorum, *terms, start, now())
+    return left and Held(*left, key, said)
+
+
+def release_at(master: Master, resource: Encodable, key: Encodable, script: str, failing: set[object]) -> Vote:
+    """Release on one master; errors are logged as redlock-py logged them.
+
+    Args:
+        master: which.
+        resource: what.
+        key: its key.
+        script: that releases.
+        failing: the manager's masters on which the last release failed; brought up to date.
 
     Returns:
-        The lock; else what each master said in the last round: granted, refused or its failure.
-
-    Raises:
-        BaseException: what a hook or a client raised, if no redis-py error; the masters are released first.
+        Released, absent or the failure.
     """
-    outcome = obtain(manager, (resource,), terms, (*pace, None))
-    return Lock(outcome.validity_ms, resource, outcome.key) if isinstance(outcome, Held) else outcome
-
-
-def obtain(
-    manager: Redlock,
-    resources: Sequence[Encodable],
-    terms: tuple[int, int],
-    pace: tuple[int, float, float | None],
-) -> Held | list[Vote]:
-    """As :func:`acquire`, but for several resources together, with one key, and with a timeout in ``pace``."""
-    if not manager._overrides("lock_instance"):  # noqa: SLF001 - the caller's hook may take other resources
-        for resource in resources:
-            check_type("resource", resource)
-    said: list[Vote] = []
-    for _ in attempts(*pace):
-        held, said = _round(manager, resources, terms)
-        if held:
-            return held
-    return said
-
-
-def _round(manager: Redlock, resources: Sequence[Encodable], terms: tuple[int, int]) -> tuple[Held | None, list[Vote]]:
-    key = manager.get_unique_id()
-    held: Held | None = None
-    start = now()
     try:
-        said = [_ask_for_all(manager, server, resources, key, terms[0]) for server in _masters(manager)]
-        if said.count(Vote.GRANTED) >= manager.quorum:
-            held = in_time(start, terms, key, said)
-    finally:
-        if held is None:
-            for resource in resources:
-                _abandon(manager, resource, key)
-    return held, said
+        deleted = master.release(resource, key, script)
+    except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
+        _log(failing, resource, master.origin, error)
+        return Vote.failure(text_of(error))
+    failing.discard(id(master.origin))
+    return Vote.RELEASED if deleted else Vote.ABSENT
 
 
-def in_time(start: float, terms: tuple[int, int], key: Encodable, said: list[Vote]) -> Held | None:
-    """What a quorum granted, unless it took so long that nothing is left of it.
-
-    Args:
-        start: when the first master was asked.
-        terms: ttl and drift in milliseconds.
-        key: of what is held.
-        said: what each master said.
-    """
-    ttl, drift = terms
-    validity = math.floor(ttl - (now() - start) * 1000 - drift)
-    return Held(validity, start + (ttl - drift) / 1000, key, said) if validity > 0 else None
+def _log(failing: set[object], resource: Encodable, server: object, error: Exception) -> None:
+    # redis-py's errors say it all; where any other comes from is worth a traceback.
+    trace = None if isinstance(error, FAILURES) else error
+    log_failure(failing, id(server), ((resource,), name(server), text_of(error)), trace)
 
 
-def _ask_for_all(
-    manager: Redlock, server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int
-) -> Vote:
-    """Ask until something is not granted."""
-    said = Vote.REFUSED
+def _extend_at(master: Master, resources: Sequence[Encodable], key: Encodable, ttl: int) -> Vote:
+    said = Vote.ABSENT
     for resource in resources:
-        said = _ask(manager, server, resource, key, ttl)
-        if said != Vote.GRANTED:
+        try:
+            said = master.extend(resource, key, ttl)
+        except FAILURES as error:
+            said = Vote.failure(text_of(error))
+        if said != Vote.EXTENDED:
             break
     return said
 
 
-def _ask(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable, ttl: int) -> Vote:
+def _look_at(master: Master, resource: Encodable) -> Sighting:
     try:
-        granted = manager.lock_instance(server, resource, key, ttl)
+        return master.look(resource)
     except FAILURES as error:
-        _note(manager, server, error)
-        return Vote.failure(text_of(error))
-    _note(manager, server, None)
-    return Vote.GRANTED if granted else Vote.REFUSED
+        return None, None, text_of(error)
 
 
-def _note(manager: Redlock, server: SupportsSetEval, error: Exception | None) -> None:
-    note(manager._masters.failing if manager._masters else {}, server, error)  # noqa: SLF001
-
-
-def note(failing: dict[int, tuple[str | None, int]], server: Any, error: Exception | None) -> None:
+def note(failing: Failing, server: Any, error: Exception | None) -> None:
     """Log a server's change of state, not each of its errors: an outage would drown the log."""
     failed, errors = failing.get(id(server), (None, 0))
     if error:
@@ -194,169 +316,6 @@ def note(failing: dict[int, tuple[str | None, int]], server: Any, error: Excepti
         logger.info("master %s answers again", name(server))
 
 
-def health(manager: Redlock) -> list[tuple[str | None, int, int]]:
-    """As the engine's; here a client that waits in vain raises an error like any other."""
-    return health_of(manager._masters.failing if manager._masters else {}, _masters(manager))  # noqa: SLF001
-
-
-def health_of(
-    failing: dict[int, tuple[str | None, int]], servers: Iterable[object]
-) -> list[tuple[str | None, int, int]]:
-    """The same, of these servers."""
+def health_of(failing: Failing, servers: Iterable[object]) -> list[tuple[str | None, int, int]]:
+    """What has become of the calls of these servers: as the engine's ``health``."""
     return [(*failing.get(id(server), (None, 0)), 0) for server in servers]
-
-
-def text_of(error: Exception) -> str:
-    """What it says, or its name if it says nothing."""
-    return str(error) or type(error).__name__
-
-
-def _abandon(manager: Redlock, resource: Encodable, key: Encodable) -> None:
-    for server in _masters(manager):
-        try:
-            manager.unlock_instance(server, resource, key)
-        except Exception as error:  # noqa: BLE001 - the other masters are to be released all the same
-            _log_unlock_error(manager, resource, server, error)
-
-
-def _log_unlock_error(manager: Redlock, resource: Encodable, server: SupportsSetEval, error: Exception) -> None:
-    # redis-py's errors say it all; where any other comes from is worth a traceback.
-    trace = None if isinstance(error, FAILURES) else error
-    failing = manager._count().failing_releases  # noqa: SLF001
-    log_failure(failing, id(server), ((resource,), name(server), text_of(error)), trace)
-
-
-def release(manager: Redlock, resource: Encodable, key: Encodable) -> list[Vote]:
-    """Release on every master.
-
-    Returns:
-        What each said: released, absent or its failure; a hook of the caller's tells no more than
-        that it returned.
-
-    Raises:
-        MultipleRedlockException: ``unlock_instance`` is the caller's, and raised redis-py errors.
-    """
-    if not manager._overrides("unlock_instance"):  # noqa: SLF001 - the caller's hook may take other resources and keys
-        check_type("resource", resource)
-        check_type("key", key)
-        return [release_one(manager, server, resource, key) for server in _masters(manager)]
-    errors = []
-    for server in manager.servers:
-        try:
-            manager.unlock_instance(server, resource, key)
-        except RedisError as error:
-            errors.append(error)
-    if errors:
-        raise MultipleRedlockException(errors)
-    return [Vote.RELEASED] * len(manager.servers)
-
-
-def release_one(manager: Redlock, server: SupportsSetEval, resource: Encodable, key: Encodable) -> Vote:
-    """Release on one master by its client's ``eval``; errors are logged as redlock-py logged them.
-
-    Returns:
-        Released, absent or the failure.
-    """
-    try:
-        if isinstance(server, Native):
-            deleted: object = server.release(resource, key, manager._script())  # noqa: SLF001
-        else:
-            deleted = server.eval(manager.unlock_script, 1, resource, key)
-    except Exception as error:  # noqa: BLE001 - redlock-py's contract: an unlock does not raise
-        _log_unlock_error(manager, resource, server, error)
-        return Vote.failure(text_of(error))
-    manager._count().failing_releases.discard(id(server))  # noqa: SLF001
-    return Vote.RELEASED if deleted else Vote.ABSENT
-
-
-def release_together(manager: Redlock, resources: Sequence[Encodable], key: Encodable) -> list[Vote]:
-    """As :func:`release`, for several resources: released where all were."""
-    said = zip(*(release(manager, resource, key) for resource in resources), strict=True)
-    return [next((each for each in of_one if each != Vote.RELEASED), Vote.RELEASED) for of_one in said]
-
-
-def check_own_names(manager: Redlock, what: str) -> None:
-    """Refuse what cannot be done where ``lock_instance`` is the caller's: only that knows where the key is.
-
-    Args:
-        manager: whose hooks.
-        what: is to be done, as the error says it.
-
-    Raises:
-        NotImplementedError: the hook is overridden.
-    """
-    if manager._overrides("lock_instance"):  # noqa: SLF001
-        message = f"cannot {what}: lock_instance of {type(manager).__name__} is overridden, and only that knows how"
-        raise NotImplementedError(message)
-
-
-def extend(
-    manager: Redlock, resources: Sequence[Encodable], key: Encodable, terms: tuple[int, int]
-) -> Held | list[Vote]:
-    """Set the TTL anew where the key is still there, by each client's ``eval``.
-
-    Args:
-        manager: whose servers.
-        resources: as acquired.
-        key: the proof of ownership.
-        terms: ttl and drift in milliseconds.
-
-    Returns:
-        What is held; else what each master said: extended, taken, absent or its failure.
-
-    Raises:
-        NotImplementedError: ``lock_instance`` is overridden.
-    """
-    check_own_names(manager, "extend")
-    start = now()
-    said = [_extend_all(server, resources, key, terms[0]) for server in _masters(manager)]
-    held = in_time(start, terms, key, said) if said.count(Vote.EXTENDED) >= manager.quorum else None
-    return held or said
-
-
-def _extend_all(server: SupportsSetEval, resources: Sequence[Encodable], key: Encodable, ttl: int) -> Vote:
-    said = Vote.ABSENT
-    for resource in resources:
-        try:
-            if isinstance(server, Native):
-                said = server.extend(resource, key, ttl)
-            else:
-                reply = server.eval(EXTEND_SCRIPT, 1, resource, key, ttl)
-                said = EXTENSIONS.get(reply) or Vote.failure(f"unexpected reply: {reply!r:.80}")
-        except FAILURES as error:
-            said = Vote.failure(text_of(error))
-        if said != Vote.EXTENDED:
-            break
-    return said
-
-
-def look(manager: Redlock, resource: Encodable) -> list[Sighting]:
-    """Ask every master who holds ``resource``, by each client's ``get`` and ``pttl``.
-
-    Raises:
-        NotImplementedError: a client has no such methods, or ``lock_instance`` is overridden.
-    """
-    check_own_names(manager, "inspect")
-    for server in _masters(manager):
-        if not isinstance(server, Native) and not (
-            callable(getattr(server, "get", None)) and callable(getattr(server, "pttl", None))
-        ):
-            message = f"cannot inspect: a {type(server).__qualname__} has no get and pttl"
-            raise NotImplementedError(message)
-    return [_look_at(server, resource) for server in _masters(manager)]
-
-
-def _look_at(server: Any, resource: Encodable) -> Sighting:
-    if isinstance(server, Native):
-        return server.look(resource)
-    try:
-        return seen(server.get(resource), server.pttl(resource))
-    except FAILURES as error:
-        return None, None, text_of(error)
-
-
-def seen(key: Any, ttl: int) -> Sighting:
-    """What a client's ``get`` and ``pttl`` returned."""
-    if key is None or ttl == -2:  # noqa: PLR2004 - Redis's word for no such key: gone before the second question
-        return None, None, None
-    return key if isinstance(key, bytes) else str(key).encode(), ttl if ttl >= 0 else None, None

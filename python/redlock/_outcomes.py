@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redlock._lock import CannotObtainLock, FencingUnavailable, LockContended, LockLost, QuorumUnavailable
-from redlock._redlock import Vote
+from redlock._redlock import Vote, why_not_granted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from redlock._types import Encodable, NotDone, NotObtained, Reason
+    from redlock._types import Encodable, NotObtained, Reason
 
 # What one of a client's masters says to fencing scripts: they cannot be sent through its methods.
 OWN_METHODS = Vote.unfenced("its client's own methods are called")
@@ -71,7 +71,7 @@ def digest(key: bytes) -> str:
 
 def is_outage(said: Sequence[Vote], quorum: int) -> bool:
     """Whether it was for want of masters that no quorum granted, and not because others hold it."""
-    return Vote.REFUSED not in said or sum(vote.is_failure for vote in said) > len(said) - quorum
+    return why_not_granted(said, quorum) != "contended"
 
 
 def refusal(resource: Any, masters: Sequence[tuple[str, Vote]], quorum: int, *, waited_out: bool) -> CannotObtainLock:
@@ -83,17 +83,17 @@ def refusal(resource: Any, masters: Sequence[tuple[str, Vote]], quorum: int, *, 
         quorum: how many had to grant.
         waited_out: whether a timeout above zero is over.
     """
-    votes = [vote for _, vote in masters]
     said, failed = in_words(masters), in_words((name, vote) for name, vote in masters if vote.is_failure)
     kind: type[CannotObtainLock]
     reason: NotObtained = "unavailable"
-    if sum(vote.is_unfenced for vote in votes) > len(votes) - quorum:
+    why = why_not_granted([vote for _, vote in masters], quorum)
+    if why == "unfenced":
         kind, what = FencingUnavailable, f"no fencing token for {resource!r:.80}"
-    elif is_outage(votes, quorum):
-        kind, what = QuorumUnavailable, f"no quorum for {resource!r:.80}"
-    else:
+    elif why == "contended":
         kind, what = LockContended, f"{resource!r:.80} is held by others"
         reason = "timeout" if waited_out else "contended"
+    else:
+        kind, what = QuorumUnavailable, f"no quorum for {resource!r:.80}"
     return kind(f"{what}: {_listed(said)}", resource=resource, reason=reason, masters=said, failed=failed)
 
 
@@ -104,35 +104,6 @@ def in_words(masters: Iterable[tuple[str, Vote]]) -> list[tuple[str, str]]:
 
 def _listed(masters: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {vote}" for name, vote in masters)
-
-
-def why_not_granted(said: Sequence[Vote], quorum: int) -> NotDone:
-    """What an acquire that failed has shown: ``"expired"`` is a quorum that granted when its validity was over."""
-    if not is_outage(said, quorum):
-        return "contended"
-    return "expired" if _answered(said) >= quorum else "unavailable"
-
-
-def why_not_released(said: Sequence[Vote], quorum: int) -> NotDone | None:
-    """What a release has shown; ``None`` if some master still had the lock, and a quorum has it no more."""
-    if _answered(said) < quorum:
-        return "unavailable"
-    return None if Vote.RELEASED in said else "expired"
-
-
-def _answered(said: Sequence[Vote]) -> int:
-    return sum(not vote.is_failure for vote in said)
-
-
-def why_not_extended(said: Sequence[Vote], quorum: int) -> Literal["unavailable", "taken over", "expired"]:
-    """What an extension that failed has shown.
-
-    ``"taken over"`` and ``"expired"`` are final: fewer masters than a quorum still have the key. After
-    ``"unavailable"`` they may have it.
-    """
-    if said.count(Vote.ABSENT) + said.count(Vote.TAKEN) <= len(said) - quorum:
-        return "unavailable"
-    return "taken over" if Vote.TAKEN in said else "expired"
 
 
 def loss(resource: Any, reason: Reason) -> LockLost:

@@ -6,9 +6,10 @@ Private: the public names are in :mod:`redlock`. Times are milliseconds where th
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, final
 
-from redlock._types import Reason, Sighting
+from redlock._types import NotExtended, NotGranted, NotReleased, Reason, Sighting
 
 __all__ = [
+    "UNLOCK_SCRIPT",
     "Endpoint",
     "Engine",
     "Events",
@@ -19,13 +20,23 @@ __all__ = [
     "Vote",
     "__version__",
     "finish",
+    "majority",
     "now",
+    "pause",
+    "random_key",
+    "validity",
+    "why_not_extended",
+    "why_not_granted",
+    "why_not_released",
 ]
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
 __version__: str
+
+UNLOCK_SCRIPT: str
+"""The script that releases: redlock-py's, letter for letter."""
 
 @final
 class Endpoint:
@@ -391,7 +402,7 @@ class Events:
 class Vote:
     """What one master said: a vote, an answer to a release or an extension, or how it failed.
 
-    A failure is never equal to anything else, whatever its text.
+    A failure is never equal to an answer, whatever its text.
     """
 
     GRANTED: ClassVar[Vote]
@@ -454,3 +465,63 @@ def finish(seconds: float) -> None:
 
 def now() -> float:
     """Seconds on a clock that nobody can set and that goes on while the machine is suspended."""
+
+# The rules of the algorithm, for those who count the votes of clients' own methods and who tell callers of votes.
+
+def majority(masters: int) -> int:
+    """How many of so many masters must agree: ``masters // 2 + 1``."""
+
+def random_key() -> bytes:
+    """A fresh proof of ownership: 22 letters and digits (131 bits) from the operating system's generator.
+
+    redlock-py draws from :mod:`random`: two workers that call ``random.seed(42)`` both hold the lock.
+    """
+
+def pause(delay: float, left: float) -> tuple[float, bool]:
+    """How long to wait before the next try: a random time, so that contenders do not keep in step.
+
+    Args:
+        delay: the longest pause in seconds; the shortest is half of it.
+        left: seconds until there is no further try; may be infinite.
+
+    Returns:
+        Seconds to wait, ``left`` at most, and whether there is time for another try after that.
+
+    Raises:
+        ValueError: a delay that is negative or too long.
+    """
+
+def validity(
+    said: Sequence[Vote], quorum: int, ttl_ms: int, drift_ms: int, start: float, now: float
+) -> tuple[int, float] | None:
+    """What is left of what masters have granted or extended.
+
+    Args:
+        said: what each master said.
+        quorum: how many must agree.
+        ttl_ms: how long the masters keep it.
+        drift_ms: how far apart the clocks may run in that time.
+        start: when the first was asked, on :func:`now`.
+        now: when the last had answered, on the same.
+
+    Returns:
+        Milliseconds it can be relied on, and when that ends; ``None`` without a quorum, or if nothing is left.
+    """
+
+def why_not_granted(said: Sequence[Vote], quorum: int) -> NotGranted:
+    """What an acquire that failed has shown, by the votes of its last round.
+
+    Returns:
+        ``"contended"`` (others hold it), ``"expired"`` (a quorum granted when its validity was over),
+        ``"unavailable"`` (no quorum gave a vote) or ``"unfenced"`` (none runs fencing scripts).
+    """
+
+def why_not_released(said: Sequence[Vote], quorum: int) -> NotReleased | None:
+    """What a release has shown; ``None`` if some master still had the lock, and a quorum has it no more."""
+
+def why_not_extended(said: Sequence[Vote], quorum: int) -> NotExtended:
+    """What an extension that failed has shown.
+
+    ``"taken over"`` and ``"expired"`` are final: fewer masters than a quorum still have the key. After
+    ``"unavailable"`` they may have it.
+    """

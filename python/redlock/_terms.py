@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from redlock._arguments import MAX_TRIES, check_ttl, check_type, drift_ms, encode, seconds, whole_tries
+from redlock._arguments import MAX_TRIES, check_type, encode, seconds, ttl_and_drift, whole_tries
 from redlock._keeper import Keeper
 from redlock._lock import LockContended
-from redlock._outcomes import refusal, why_not_extended
-from redlock._redlock import Held, LeaseState, Vote, now
+from redlock._outcomes import refusal
+from redlock._redlock import Held, LeaseState, Vote, why_not_extended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from redlock._counters import Counters
-    from redlock._redlock import Engine
-    from redlock._types import Encodable, HeldLike, Manager, Reason, Resource
+    from redlock._types import Asked, Encodable, HeldLike, Manager, Reason, Resource, Tries, TtlAndDrift
 
-M = TypeVar("M", bound="Manager")
+B = TypeVar("B", bound="Asked")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Pace:
     @classmethod
     def of(
         cls,
-        manager: Manager,
+        manager: Manager[Any],
         timeout: float | None,
         retry_count: float | None,
         retry_delay: float | None,
@@ -57,6 +55,11 @@ class Pace:
         timeout = None if timeout is None else seconds(timeout, "timeout")
         # Without any time, not even one round could be finished.
         return cls(1, delay, None, fencing) if timeout == 0 else cls(tries, delay, timeout, fencing)
+
+    @property
+    def bounds(self) -> Tries:
+        """How hard to try, for a backend."""
+        return self.tries, self.delay, self.timeout
 
     def is_waited_out(self, waited: float) -> bool:
         """Whether the timeout was what ended a call that waited so many seconds."""
@@ -109,27 +112,37 @@ def listed(resource: Resource) -> Sequence[Encodable]:
     return tuple(resource)
 
 
-class Terms(Generic[M]):
-    """What one lease takes from its manager, for the names it is for."""
+class Terms(Generic[B]):
+    """A call for some names, and what becomes of it: the lease, if there is one.
 
-    def __init__(self, manager: M, resources: Sequence[Encodable]) -> None:
+    Attributes:
+        resources: the names.
+        backend: what asks the masters in this call, until it has ended.
+        counters: the manager's.
+        state: of the lease, once it is held.
+        key: the same.
+        is_the_engines: whether the engine took it.
+        tried: is told how often the masters were asked for it.
+    """
+
+    tried: Callable[[int], object] | None = None
+    state: LeaseState
+    key: Encodable
+    is_the_engines: bool
+
+    def __init__(self, manager: Manager[B], resources: Sequence[Encodable]) -> None:
         self._manager = manager
-        self._resources = resources
-        self.attempts = 0  # rounds in which all masters, or the first of them, were asked for the lock
+        self.resources = resources
+        self.backend = self._choose()
+        self.counters: Counters = self.backend.counters
 
-    @property
-    def quorum(self) -> int:
-        """How many masters must agree."""
-        return self._manager.quorum
-
-    @property
-    def counters(self) -> Counters:
-        """The manager's."""
-        return self._manager._count()  # noqa: SLF001 - this module is a part of the manager
+    def _choose(self) -> B:
+        """What asks the masters in a later call for the same lease: callers change ``servers`` and patch methods."""
+        return self._manager._backend()  # noqa: SLF001 - this is a part of the manager
 
     def named(self, votes: Sequence[Vote]) -> list[tuple[str, Vote]]:
-        """What masters said, with their names."""
-        return list(zip(self._manager._names(), votes, strict=False))  # noqa: SLF001
+        """What masters said in this call, with their names."""
+        return list(zip(self.backend.names, votes, strict=False))
 
     def checked(self, ttl: int) -> int:
         """A ttl that leaves some validity.
@@ -138,39 +151,47 @@ class Terms(Generic[M]):
             ValueError: it does not, or is no int.
             TypeError: not a number.
         """
-        check_ttl(ttl)
-        drift = self._drift(ttl)
+        _, drift = self._terms(ttl)
         if ttl <= drift:
             message = f"ttl must leave some validity; of {ttl} ms, {drift} are for the clocks' drift"
             raise ValueError(message)
         return ttl
 
-    def state(self, held: HeldLike, ttl: int) -> LeaseState:
-        """The state of a lease that was just granted."""
-        engine, terms = self._engine(), (self.quorum, ttl, self._drift(ttl), held.expires_at)
-        if engine is None or not isinstance(held, Held):  # clients' own methods are called: for any names and keys
-            return LeaseState(None, None, *terms)
-        return LeaseState(engine, held, *terms)
+    def _terms(self, ttl: int) -> TtlAndDrift:
+        return ttl_and_drift(ttl, self._manager.clock_drift_factor)
 
-    def end_extension(self, state: LeaseState, ttl: int, outcome: HeldLike | list[Vote] | None) -> Reason | None:
-        """Note what came of an extension by clients' own methods.
+    def hold(self, held: HeldLike, ttl: int) -> LeaseState:
+        """There is a lease: this was just granted."""
+        self.key, self.is_the_engines = held.key, isinstance(held, Held)
+        # Where clients' own methods are called, names and keys may be of any kind.
+        mine = held if isinstance(held, Held) else None
+        terms = self.backend.quorum, *self._terms(ttl), held.expires_at
+        self.state = LeaseState(self.backend.engine, mine, *terms)
+        return self.state
+
+    def end_call(self) -> None:
+        """The lease is made, and holds on to no more than it needs."""
+        del self.backend
+
+    def _end_extension(self, terms: TtlAndDrift, outcome: HeldLike | list[Vote] | None, quorum: int) -> Reason | None:
+        """Note what came of an extension by :meth:`Backend.extend`.
 
         Args:
-            state: of the lease.
-            ttl: milliseconds that were asked for.
+            terms: ttl and drift in milliseconds.
             outcome: what is held now, or what each master said; ``None``: something was raised.
+            quorum: how many masters had to agree.
 
         Returns:
             Why it was not extended.
         """
         if outcome is None or isinstance(outcome, list):
-            why: Reason = "unavailable" if outcome is None else why_not_extended(outcome, self.quorum)
-            return state.end_extension(ttl, self._drift(ttl), None, why)
-        return state.end_extension(ttl, self._drift(ttl), outcome.expires_at, None)
+            why: Reason = "unavailable" if outcome is None else why_not_extended(outcome, quorum)
+            return self.state.end_extension(*terms, None, why)
+        return self.state.end_extension(*terms, outcome.expires_at, None)
 
-    def end_release(self, state: LeaseState, said: list[Vote]) -> None:
-        """Note what each master said to a release by clients' own methods."""
-        state.end_release(said.count(Vote.ABSENT) <= len(said) - self.quorum)
+    def _end_release(self, said: list[Vote], quorum: int) -> None:
+        """Note what each master said to a release by :meth:`Backend.release`."""
+        self.state.end_release(said.count(Vote.ABSENT) <= len(said) - quorum)
 
     @property
     def keeper(self) -> Keeper:
@@ -180,18 +201,8 @@ class Terms(Generic[M]):
 
     def write_log(self) -> None:
         """Log what was noticed of the masters."""
-        if engine := self._engine():
+        if engine := self._choose().engine:
             engine.write_log()
-
-    def _engine(self) -> Engine | None:
-        """What asks the masters; ``None`` where clients' own methods are called."""
-        raise NotImplementedError
-
-    def _drift(self, ttl: int) -> int:
-        return drift_ms(ttl, self._manager.clock_drift_factor)
-
-    def _names(self) -> list[bytes]:
-        return [encode("resource", each) for each in self._resources]
 
     def decided(self, resource: Resource, outcome: HeldLike | list[Vote], pace: Pace, waited: float) -> HeldLike:
         """What was granted. Counts how the call ended.
@@ -205,23 +216,17 @@ class Terms(Generic[M]):
         Raises:
             CannotObtainLock: nothing was.
         """
-        if self._manager._tried:  # noqa: SLF001 - this module is a part of the manager
-            self._manager._tried(self.attempts)  # noqa: SLF001
+        if self.tried:
+            self.tried(self.backend.attempts)
         if not isinstance(outcome, list):
             self.counters.granted(waited)
             if pace.fencing and isinstance(outcome, Held):
                 self.counters.had_token(at_once=outcome.token_at_once)
             return outcome
         waited_out = pace.is_waited_out(waited)
-        error = refusal(resource, self.named(outcome), self.quorum, waited_out=waited_out)
+        error = refusal(resource, self.named(outcome), self.backend.quorum, waited_out=waited_out)
         self.counters.refused(contended=isinstance(error, LockContended))
         try:
             raise error
         finally:
             del error  # its traceback names this frame: only the garbage collector would close the connections
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = now()
-        yield
-        self.counters.round_trip.add(now() - start)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redlock import _async_clients, _async_leasing, _attempts
-from redlock._arguments import check_ttl, drift_ms, encode, guards, seconds, whole_tries
+from redlock._arguments import encode, guards, seconds, ttl_and_drift, whole_tries
+from redlock._async_engine import AsyncEngineBackend
 from redlock._async_lease import AsyncLease
 from redlock._async_leasing import Acquisition, AsyncOperations
 from redlock._counters import Counters
 from redlock._lock import CannotObtainLock, Lock, LockLost
 from redlock._loop import LoopHosts
-from redlock._manager import UNLOCK_SCRIPT
 from redlock._outcomes import Sighting, is_locked, is_outage, sightings
-from redlock._redlock import Operation, Vote
+from redlock._redlock import UNLOCK_SCRIPT, Vote, majority
 from redlock._stats import Stats, snapshot
-from redlock._terms import Keeping, Pace
+from redlock._terms import Keeping, Pace, listed
 
 __all__ = ["AsyncLease", "AsyncRedlock"]
 
@@ -26,12 +28,10 @@ if TYPE_CHECKING:
 
     from redlock._async_objects import Clients
     from redlock._attempts import Attempt
-    from redlock._loop import GiveBack
-    from redlock._types import AsyncItem, Encodable, Resource, SupportsUnlock
+    from redlock._types import AsyncBackend, AsyncItem, Encodable, Resource, SupportsUnlock
 
     P = ParamSpec("P")
     R = TypeVar("R")
-    T = TypeVar("T")
 
 
 class AsyncRedlock:
@@ -55,8 +55,7 @@ class AsyncRedlock:
     retry_count: float
     retry_delay: float
     _clients: Clients | None = None  # where the engine cannot stand in for them
-    _watch: Callable[[Any, int], AbstractContextManager[None]] | None = None  # of `otel`
-    _tried: Callable[[int], None] | None = None  # the same
+    _watch: Callable[[Any, int], AbstractContextManager[Callable[[int], object]]] | None = None  # of `otel`
 
     def __init__(
         self,
@@ -93,15 +92,17 @@ class AsyncRedlock:
         if not masters.names:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
-        self._hosts = LoopHosts(masters.engine) if masters.engine else None
-        self._engine = masters.engine
-        if clients:
-            from redlock._async_objects import Clients  # noqa: PLC0415 - others do without
+        self._choose: Callable[..., AsyncBackend]
+        if masters.engine:
+            self._choose = partial(AsyncEngineBackend, masters.engine, LoopHosts(masters.engine))
+        else:
+            from redlock._async_objects import AsyncObjects, Clients  # noqa: PLC0415 - others do without
 
             self._clients = Clients(clients)
+            self._choose = partial(AsyncObjects, self._clients)
         self._master_names = masters.names
         self._counters = Counters()
-        self.quorum = len(masters.names) // 2 + 1
+        self.quorum = majority(len(masters.names))
         self.retry_count = retry_count or self.default_retry_count
         self.retry_delay = retry_delay or self.default_retry_delay
 
@@ -122,13 +123,12 @@ class AsyncRedlock:
             TypeError: a resource or ttl of a type that cannot be sent.
             ValueError: a ttl that is no int, or a resource too long or not encodable.
         """
-        check_ttl(ttl)
-        pace = Pace(whole_tries(self.retry_count), seconds(self.retry_delay), None)
-        operations = AsyncOperations(self, (resource,))
-        if ttl <= drift_ms(ttl, self.clock_drift_factor) or pace.tries < 1:
+        terms = ttl, drift = ttl_and_drift(ttl, self.clock_drift_factor)
+        tries, delay = whole_tries(self.retry_count), seconds(self.retry_delay)
+        if ttl <= drift or tries < 1:
             encode("resource", resource)
             return False
-        outcome = await operations.acquire(ttl, pace)
+        outcome = await self._backend().acquire((resource,), terms, (tries, delay, None))
         if isinstance(outcome, list):
             self._counters.refused(contended=not is_outage(outcome, self.quorum))
             return False
@@ -150,7 +150,8 @@ class AsyncRedlock:
         if isinstance(lock, AsyncLease):
             await lock.release()
             return
-        said = await AsyncOperations(self, (lock.resource,)).release_all(lock.key)
+        with self._counters.round_trip.timed():
+            said = await self._backend().release((lock.resource,), lock.key)
         self._counters.released += Vote.RELEASED in said
 
     # -- the same, with reasons ----------------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ class AsyncRedlock:
         """
         _attempts.check_no_lease(lock)
         operations = AsyncOperations(self, (lock.resource,))
-        return _attempts.to_unlock(operations, await operations.release_all(lock.key))
+        return _attempts.to_unlock(operations, await operations.release(lock.key))
 
     async def try_extend(self, lock: SupportsUnlock, ttl: int) -> Attempt:
         """As :meth:`extend`, and tells why it failed.
@@ -274,7 +275,12 @@ class AsyncRedlock:
         """
         pace = Pace.of(self, timeout, retry_count, retry_delay, fencing=fencing)
         keeping = Keeping(auto_extend, max_hold, on_lost)
-        return Acquisition(_async_leasing.acquire(self, resource, ttl, pace, keeping))
+        return Acquisition(self._acquire(resource, ttl, pace, keeping))
+
+    async def _acquire(self, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> AsyncLease:
+        operations = AsyncOperations(self, listed(resource))
+        with self._watch(resource, ttl) if self._watch else nullcontext() as operations.tried:
+            return await _async_leasing.acquire(operations, resource, ttl, pace, keeping)
 
     async def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
         """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.
@@ -320,9 +326,7 @@ class AsyncRedlock:
         Raises:
             TypeError: a resource of a type that cannot be sent.
         """
-        name = encode("resource", resource)
-        found = await (self._clients.look(resource) if self._clients else self._run(Operation.inspect(name)))
-        return sightings(self._names(), found)
+        return sightings(self._master_names, await self._backend().inspect(resource))
 
     def synchronized(  # noqa: PLR0913 - as above
         self,
@@ -357,27 +361,14 @@ class AsyncRedlock:
 
     def stats(self) -> Stats:
         """What this manager has done so far, and how its masters fare."""
-        health = self._engine.health() if self._engine else self._clients.health() if self._clients else []
-        return snapshot(self._counters, self._engine, zip(self._names(), health, strict=True))
+        backend = self._backend()
+        return snapshot(self._counters, backend.engine, zip(backend.names, backend.health(), strict=True))
 
-    # -- what its leases need ------------------------------------------------------------------------------------------
-
-    async def _run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
-        assert self._hosts is not None  # noqa: S101 - asked only where there is an engine
-        return await self._hosts.current().run(operation, give_back)
-
-    def _begin(self, operation: Operation[Any]) -> None:
-        if self._hosts is not None:  # clients of their own finish what they have begun
-            self._hosts.current().begin(operation)
-
-    def _script(self) -> str | None:
-        return None if self.unlock_script is UNLOCK_SCRIPT else self.unlock_script
-
-    def _count(self) -> Counters:
-        return self._counters
-
-    def _names(self) -> list[str]:
-        return self._master_names
+    def _backend(self) -> AsyncBackend:
+        """What asks the masters in one call."""
+        return self._choose(
+            names=self._master_names, quorum=self.quorum, script=self.unlock_script, counters=self._counters
+        )
 
 
 for _public in (AsyncLease, AsyncRedlock):

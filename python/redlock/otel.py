@@ -47,7 +47,6 @@ def instrument(
         meter_provider: where metrics go; ``None``: to the global one.
     """
     manager._watch = _watch(trace.get_tracer("redlock", __version__, tracer_provider))  # noqa: SLF001 - its other half
-    manager._tried = _note_attempts  # noqa: SLF001
     meter = metrics.get_meter("redlock", __version__, meter_provider)
     meter.create_observable_gauge("redlock.held", [_observed(manager, _held)], description="Leases held now.")
     meter.create_observable_counter("redlock.calls", [_observed(manager, _calls)], description="Calls for a lock.")
@@ -58,21 +57,17 @@ def instrument(
 
 def _watch(tracer: trace.Tracer) -> Callable[[Any, int], Any]:
     @contextmanager
-    def acquiring(resource: Any, ttl: int) -> Iterator[None]:
+    def acquiring(resource: Any, ttl: int) -> Iterator[Callable[[int], None]]:
         attributes: dict[str, str | int] = {"redlock.resource": str(resource), "redlock.ttl_ms": ttl}
         with tracer.start_as_current_span("redlock.acquire", kind=trace.SpanKind.CLIENT, attributes=attributes) as span:
             try:
-                yield
+                yield lambda attempts: span.set_attribute("redlock.attempts", attempts)
             except CannotObtainLock as error:
                 _describe(span, error)
                 raise
             span.set_attribute("redlock.outcome", "acquired")
 
     return acquiring
-
-
-def _note_attempts(attempts: int) -> None:
-    trace.get_current_span().set_attribute("redlock.attempts", attempts)
 
 
 def _describe(span: Span, error: CannotObtainLock) -> None:

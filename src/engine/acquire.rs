@@ -121,6 +121,35 @@ fn is_hopeless(votes: &[Vote], quorum: usize) -> bool {
     votes.iter().filter(|vote| !matches!(vote, Err(Error::Unfenced(_)))).count() < quorum
 }
 
+/// Why a lock was not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Others hold it.
+    Contended,
+    /// A quorum answered, and no master refused: its grants came when the validity was over.
+    Expired,
+    /// No quorum of masters gave a vote.
+    Unavailable,
+    /// No quorum of masters runs fencing scripts.
+    Unfenced,
+}
+
+/// Why masters that said this did not grant a lock to a quorum. An outage goes before contention: whoever holds it on the
+/// masters that are left, it cannot be had.
+#[must_use]
+pub fn why_not(votes: &[Vote], quorum: usize) -> Refusal {
+    let failed = votes.iter().filter(|vote| vote.as_ref().is_err_and(Error::is_failure)).count();
+    if is_hopeless(votes, quorum) {
+        Refusal::Unfenced
+    } else if failed + quorum > votes.len() {
+        Refusal::Unavailable
+    } else if votes.contains(&Ok(Grant::Refused)) {
+        Refusal::Contended
+    } else {
+        Refusal::Expired
+    }
+}
+
 /// One round: every master is asked at once, and the lock is held as soon as a quorum has granted in time.
 ///
 /// Among contenders one master is asked first, and the others not if it says no.

@@ -15,6 +15,7 @@ use redis::{Cmd, Value};
 use crate::claim::Claim;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
+use crate::lease::Reason;
 use crate::master::Master;
 use crate::master::link::Link;
 use crate::planted::{self, Bug};
@@ -28,6 +29,17 @@ const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// What one master said to a release.
 pub type Answer = Result<Release, Error>;
+
+/// Why a release did not do what was asked; `None` if some master still had the lock, and a quorum has it no more.
+#[must_use]
+pub fn why_not(answers: &[Answer], quorum: usize) -> Option<Reason> {
+    let answered = answers.iter().filter(|answer| !answer.as_ref().is_err_and(Error::is_failure)).count();
+    match answers.contains(&Ok(Release::Released)) {
+        _ if answered < quorum => Some(Reason::Unavailable),
+        true => None,
+        false => Some(Reason::Expired),
+    }
+}
 
 /// How a release treats one master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,7 +63,7 @@ pub struct Introduction {
 }
 
 /// Why a master is not relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Cause {
     /// Without having kept everything on disk.
     #[error("it restarted, and may have forgotten locks")]

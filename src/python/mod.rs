@@ -7,9 +7,11 @@ mod event_loop;
 mod lease;
 mod operation;
 mod outcome;
+mod rules;
 mod waiting;
 
 use crate::clock::{BootClock, Clock};
+use crate::script;
 use pyo3::prelude::*;
 
 /// The Rust engine of `redlock`. Private: the public names are in the package.
@@ -27,7 +29,9 @@ mod _redlock {
     use super::operation::Operation;
     #[pymodule_export]
     use super::outcome::{Held, Vote};
-    use super::{BootClock, Bound, Clock, PyModule, PyModuleMethods, PyResult, pyfunction};
+    #[pymodule_export]
+    use super::rules::{majority, pause, random_key, validity, why_not_extended, why_not_granted, why_not_released};
+    use super::{BootClock, Bound, Clock, PyModule, PyModuleMethods, PyResult, pyfunction, script};
 
     /// Seconds on the clock of `Held.expires_at`.
     #[pyfunction]
@@ -38,6 +42,7 @@ mod _redlock {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::waiting::prepare(module.py())?;
+        module.add("UNLOCK_SCRIPT", script::UNLOCK)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -186,7 +186,7 @@ fn script(text: Option<&str>) -> Arc<UnlockScript> {
     text.map_or_else(|| Arc::clone(&STANDARD), |text| Arc::new(UnlockScript::new(text)))
 }
 
-fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+pub(super) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     let error = |_| PyValueError::new_err(format!("{name} {value}: expected 0 seconds or more"));
     Duration::try_from_secs_f64(value).map_err(error)
 }

@@ -148,66 +148,75 @@ fn validity_ms(expires_at: Instant, now: Instant) -> u64 {
 
 /// What one master said: a vote, an answer to a release or an extension, or how it failed.
 ///
-/// A failure is never equal to anything else, whatever its text: a server may answer with the error `refused`.
+/// A failure is never equal to an answer, whatever its text: a server may answer with the error `refused`.
 #[pyclass(frozen, eq, hash, module = "redlock._redlock")]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Vote(Said);
+pub(super) struct Vote(Result<Answer, Error>);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Said {
-    Word(&'static str),
-    Unfenced(String),
-    Failed(String),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Answer {
+    Granted,
+    Refused,
+    Released,
+    Absent,
+    Extended,
+    Taken,
 }
 
 #[pymethods]
 impl Vote {
     #[classattr]
-    const GRANTED: Self = Self(Said::Word("granted"));
+    const GRANTED: Self = Self(Ok(Answer::Granted));
     #[classattr]
-    const REFUSED: Self = Self(Said::Word("refused"));
+    const REFUSED: Self = Self(Ok(Answer::Refused));
     #[classattr]
-    const NOT_ASKED: Self = Self(Said::Word("not asked"));
+    const NOT_ASKED: Self = Self(Err(Error::NotSent));
     #[classattr]
-    const NOT_AWAITED: Self = Self(Said::Word("not awaited"));
+    const NOT_AWAITED: Self = Self(Err(Error::NotAwaited));
     #[classattr]
-    const RELEASED: Self = Self(Said::Word("released"));
+    const RELEASED: Self = Self(Ok(Answer::Released));
     #[classattr]
-    const ABSENT: Self = Self(Said::Word("absent"));
+    const ABSENT: Self = Self(Ok(Answer::Absent));
     #[classattr]
-    const EXTENDED: Self = Self(Said::Word("extended"));
+    const EXTENDED: Self = Self(Ok(Answer::Extended));
     #[classattr]
-    const TAKEN: Self = Self(Said::Word("taken"));
+    const TAKEN: Self = Self(Ok(Answer::Taken));
 
     /// A failure with this text.
     #[staticmethod]
-    const fn failure(text: String) -> Self {
-        Self(Said::Failed(text))
+    fn failure(text: &str) -> Self {
+        Self(Err(Error::Reply(text.into())))
     }
 
     /// A master on which no fencing script can be run, because of this.
     #[staticmethod]
     fn unfenced(text: &str) -> Self {
-        Self::from(&Error::Unfenced(text.into()))
+        Self(Err(Error::Unfenced(text.into())))
     }
 
     /// Whether the master gave no vote, although it was asked for one.
     #[getter]
-    const fn is_failure(&self) -> bool {
-        !matches!(self.0, Said::Word(_))
+    fn is_failure(&self) -> bool {
+        self.0.as_ref().is_err_and(Error::is_failure)
     }
 
     /// Whether it runs no fencing scripts.
     #[getter]
     const fn is_unfenced(&self) -> bool {
-        matches!(self.0, Said::Unfenced(_))
+        matches!(self.0, Err(Error::Unfenced(_)))
     }
 
-    fn __str__(&self) -> &str {
-        match &self.0 {
-            Said::Word(word) => word,
-            Said::Unfenced(text) | Said::Failed(text) => text,
-        }
+    fn __str__(&self) -> String {
+        let word = match &self.0 {
+            Ok(Answer::Granted) => "granted",
+            Ok(Answer::Refused) => "refused",
+            Ok(Answer::Released) => "released",
+            Ok(Answer::Absent) => "absent",
+            Ok(Answer::Extended) => "extended",
+            Ok(Answer::Taken) => "taken",
+            Err(error) => return error.to_string(),
+        };
+        word.to_owned()
     }
 
     fn __repr__(&self) -> String {
@@ -215,47 +224,63 @@ impl Vote {
     }
 }
 
-impl From<Grant> for Vote {
+impl From<Grant> for Answer {
     fn from(grant: Grant) -> Self {
         match grant {
-            Grant::Granted => Self::GRANTED,
-            Grant::Refused => Self::REFUSED,
+            Grant::Granted => Self::Granted,
+            Grant::Refused => Self::Refused,
         }
     }
 }
 
-impl From<Release> for Vote {
+impl From<Release> for Answer {
     fn from(release: Release) -> Self {
         match release {
-            Release::Released => Self::RELEASED,
-            Release::Absent => Self::ABSENT,
+            Release::Released => Self::Released,
+            Release::Absent => Self::Absent,
         }
     }
 }
 
-impl From<Extension> for Vote {
+impl From<Extension> for Answer {
     fn from(extension: Extension) -> Self {
         match extension {
-            Extension::Extended => Self::EXTENDED,
-            Extension::Taken => Self::TAKEN,
-            Extension::Absent => Self::ABSENT,
+            Extension::Extended => Self::Extended,
+            Extension::Taken => Self::Taken,
+            Extension::Absent => Self::Absent,
         }
     }
 }
 
-impl From<&Error> for Vote {
-    fn from(error: &Error) -> Self {
-        match error {
-            Error::NotSent => Self::NOT_ASKED,
-            Error::NotAwaited => Self::NOT_AWAITED,
-            Error::Unfenced(_) => Self(Said::Unfenced(error.to_string())),
-            _ => Self(Said::Failed(error.to_string())),
-        }
+/// Back to what the engine's rules judge. An answer to another question is no consent to this one.
+impl Vote {
+    /// Whether it counts towards a quorum that holds a lock.
+    pub(super) const fn agrees(&self) -> bool {
+        matches!(self.0, Ok(Answer::Granted | Answer::Extended))
+    }
+
+    pub(super) fn grant(&self) -> acquire::Vote {
+        self.0.clone().map(|answer| Grant::from(answer == Answer::Granted))
+    }
+
+    pub(super) fn release(&self) -> release::Answer {
+        self.0.clone().map(|answer| match answer {
+            Answer::Released => Release::Released,
+            _ => Release::Absent,
+        })
+    }
+
+    pub(super) fn extension(&self) -> extend::Answer {
+        self.0.clone().map(|answer| match answer {
+            Answer::Extended => Extension::Extended,
+            Answer::Taken => Extension::Taken,
+            _ => Extension::Absent,
+        })
     }
 }
 
-fn all<T: Clone + Into<Vote>>(said: &[Result<T, Error>]) -> Vec<Vote> {
-    said.iter().map(|one| one.as_ref().map_or_else(Vote::from, |answer| answer.clone().into())).collect()
+fn all<T: Clone + Into<Answer>>(said: &[Result<T, Error>]) -> Vec<Vote> {
+    said.iter().map(|one| Vote(one.clone().map(Into::into))).collect()
 }
 
 /// `(key, ttl_ms, error)`; without key and error, nobody holds the lock there.
