@@ -67,9 +67,9 @@ def for_one_call(manager: Redlock) -> Redlock:
 
     A lock on a bare majority is lost with the first of those masters.
     """
-    engine = manager._engine()  # noqa: SLF001 - no caller but a command knows that no other call follows
-    if engine:
-        engine.expect_last_call()
+    masters = manager._masters  # noqa: SLF001 - no caller but a command knows that no other call follows
+    if masters and masters.engine:
+        masters.engine.expect_last_call()
     return manager
 
 
