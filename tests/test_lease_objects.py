@@ -146,9 +146,10 @@ def test_what_patched_methods_took_is_extended_and_released_when_they_are_gone(s
         lease = dlm.acquire("r", TTL)
         other = dlm.acquire("s", TTL)
     lease.extend(2 * TTL)
-    assert all(server.admin.pttl("r") > TTL for server in servers)
+    # The engine's first call: a master whose connection takes longer than the quorum is not waited for.
+    assert sum(server.admin.pttl("r") > TTL for server in servers) >= 2
     lease.release()
-    assert held(servers) == [None] * 3
+    wait_until(lambda: held(servers) == [None] * 3)
     occupy(servers, "s")
     with pytest.raises(LockLost):
         other.extend()

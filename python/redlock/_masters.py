@@ -24,7 +24,7 @@ FAILURES = (RedisError, RedisClusterException)
 # Sets a TTL, and never a key: what has expired or was taken over stays so. It answers in numbers, for clients decode
 # what is text, as they were told to.
 # KEYS[1]: the resource. ARGV[1]: the key. ARGV[2]: the ttl in milliseconds.
-# Returns 1: extended. 0: there is no such lock. -1: it is somebody else's.
+# Returns 1: extended. 0: there is no such lock. -1: it is another's.
 EXTEND_SCRIPT = """
     local held = redis.call("get",KEYS[1])
     if held == ARGV[1] then

@@ -126,7 +126,7 @@ class Engine:
 
         Returns:
             Per master what it last failed with (``None`` if it has mended since, or never failed), how often it
-            answered with an error or could not be reached, and how often it kept silent.
+            answered with an error or could not be reached, and how often it did not answer.
         """
 
     def renewals(self) -> tuple[int, int, list[int], float]:

@@ -96,7 +96,7 @@ class Asked(Protocol):
         """How often the engine has asked the masters for what is ``taken``."""
 
     def health(self) -> list[tuple[str | None, int, int]]:
-        """Per master what it last failed with, how many errors there were, and how often it kept silent."""
+        """Per master what it last failed with, how many errors there were, and how often it did not answer."""
 
 
 class Backend(Asked, Protocol):
@@ -137,7 +137,7 @@ class Backend(Asked, Protocol):
         """
 
     def extend(self, resources: Sequence[Encodable], key: Encodable, terms: TtlAndDrift) -> HeldLike | list[Vote]:
-        """Set the TTL anew where the key is still there.
+        """Set a new TTL where the key is still there.
 
         Returns:
             What is held; else what each master said: extended, taken, absent or its failure.

@@ -134,8 +134,8 @@ pub enum Refusal {
     Unfenced,
 }
 
-/// Why masters that said this did not grant a lock to a quorum. An outage goes before contention: whoever holds it on the
-/// masters that are left, it cannot be had.
+/// Why masters that said this did not grant a lock to a quorum. An outage goes before contention: with too few
+/// masters it cannot be had, whether another holds it or not.
 #[must_use]
 pub fn why_not(votes: &[Vote], quorum: usize) -> Refusal {
     let failed = votes.iter().filter(|vote| vote.as_ref().is_err_and(Error::is_failure)).count();
