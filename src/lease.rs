@@ -188,7 +188,8 @@ impl Lease {
         if now >= renewal.lost_at {
             return Step::Lose(self.why_lost(now, renewal));
         }
-        match self.renewal_ttl(now, renewal) {
+        // What has run out is not asked for again: it can only be lost.
+        match self.renewal_ttl(now, renewal).filter(|_| now < self.expires_at) {
             Some(ttl) if now >= renewal.renew_at => Step::Renew(ttl),
             Some(_) => Step::Wait(renewal.renew_at.min(renewal.lost_at)),
             None => Step::Wait(renewal.lost_at),
