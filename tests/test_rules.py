@@ -36,6 +36,12 @@ def votes(words):
     return [VOTES[word] for word in words.split()]
 
 
+@pytest.mark.parametrize("vote", [Vote.GRANTED, Vote.REFUSED, Vote.NOT_ASKED, Vote.NOT_AWAITED], ids=str)
+def test_a_word_that_leases_keep_is_the_same_object_each_time(vote):
+    first, second = str(vote), str(vote)
+    assert first is second
+
+
 def test_a_vote_is_told_from_a_failure_of_the_same_text():
     assert Vote.failure("granted") != Vote.GRANTED
     assert str(Vote.failure("granted")) == str(Vote.GRANTED) == "granted"

@@ -3,12 +3,16 @@
 //! A lease may be renewed by one session, and be extended and released by others in other threads. An extension gives
 //! the lock again to masters that have lost it, so a release must not come while one is under way: each waits its turn.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
 
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
+use futures_util::task::AtomicWaker;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use crate::claim::Claim;
 use crate::clock::Instant;
@@ -17,7 +21,7 @@ use crate::engine::extend;
 use crate::engine::release::{self, release, release_after_answers};
 use crate::lease::{Lease, Reason, Step, Ttl};
 use crate::planted::{self, Bug};
-use crate::runtime::{Alarm, Handle, locked};
+use crate::runtime::{Handle, locked};
 
 /// What is told of a lease while it is renewed: in the thread that renews, so it must not wait for anything.
 pub trait Listener: Send + Sync {
@@ -45,15 +49,34 @@ pub struct SharedLease {
     /// Held while the masters are asked to extend or to release.
     turn: AsyncMutex<()>,
     /// The state has changed in a way that the task that renews it must know of.
-    changed: Notify,
+    changed: Change,
     /// The task may not have begun yet.
-    hurry: OnceLock<Alarm>,
+    hurry: OnceLock<fn()>,
     is_abandoned: AtomicBool,
     /// It was released by a signal handler that did not wait for the extension that it interrupted.
     is_interrupted: AtomicBool,
     /// Extensions go on no more, and give the lock to no master again.
     is_given_back: Arc<AtomicBool>,
-    listener: Box<dyn Listener>,
+    listener: Arc<dyn Listener>,
+}
+
+/// That something has changed, for the one task that waits for it; until that has seen it.
+#[derive(Default)]
+struct Change {
+    is_new: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Change {
+    fn tell(&self) {
+        self.is_new.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.is_new.swap(false, Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+    }
 }
 
 impl std::fmt::Debug for SharedLease {
@@ -65,13 +88,13 @@ impl std::fmt::Debug for SharedLease {
 impl SharedLease {
     /// A lease of what was taken with `claim`, for which `quorum` masters must agree.
     #[must_use]
-    pub fn new(claim: Arc<Claim>, quorum: usize, state: Lease, listener: Box<dyn Listener>) -> Self {
+    pub fn new(claim: Arc<Claim>, quorum: usize, state: Lease, listener: Arc<dyn Listener>) -> Self {
         Self {
             claim,
             quorum,
             state: Mutex::new(state),
             turn: AsyncMutex::default(),
-            changed: Notify::new(),
+            changed: Change::default(),
             hurry: OnceLock::new(),
             is_abandoned: AtomicBool::new(false),
             is_interrupted: AtomicBool::new(false),
@@ -103,7 +126,7 @@ impl SharedLease {
         self.is_abandoned.store(true, Ordering::Relaxed);
         let is_held = self.with(|state| !state.is_given_back());
         if is_held {
-            self.changed.notify_one();
+            self.changed.tell();
         }
         is_held
     }
@@ -113,7 +136,7 @@ impl SharedLease {
         if self.with(|state| state.lose(reason)) {
             self.listener.lost(reason);
         }
-        self.changed.notify_one();
+        self.changed.tell();
     }
 
     /// There is something to log about its masters.
@@ -171,7 +194,7 @@ impl SharedLease {
         if let (Err(reason), true) = (result, is_lost) {
             self.listener.lost(reason);
         }
-        self.changed.notify_one();
+        self.changed.tell();
         result
     }
 
@@ -184,14 +207,14 @@ impl SharedLease {
             (state.extension_sent(now, ttl), state.lost_at() < before)
         });
         if is_sooner {
-            self.changed.notify_one();
+            self.changed.tell();
             self.hurry.get().inspect(|hurry| hurry());
         }
         until
     }
 
     /// Have this called when something is due earlier than it was.
-    pub fn on_hurry(&self, hurry: Alarm) {
+    pub fn on_hurry(&self, hurry: fn()) {
         _ = self.hurry.set(hurry);
     }
 
@@ -205,7 +228,7 @@ impl SharedLease {
         self.is_given_back.store(!planted::is(Bug::KeeperGoesOn), Ordering::Relaxed);
         let is_first = self.with(|state| state.begin_release(now));
         if is_first {
-            self.changed.notify_one();
+            self.changed.tell();
         }
         is_first
     }
@@ -240,14 +263,16 @@ pub async fn keep(masters: Arc<Masters>, lease: Arc<SharedLease>) -> bool {
     }
 }
 
-async fn wait(lease: &SharedLease, handle: &Handle, until: Instant) {
-    select(handle.sleep_until(until), pin!(lease.changed.notified())).await;
+/// Wait until then, or until it has changed. Most leases are here most of the time, so this is small.
+fn wait(lease: &SharedLease, handle: &Handle, until: Instant) -> impl Future<Output = ()> {
+    let mut sleep = handle.sleep_until(until);
+    poll_fn(move |cx| if sleep.poll_unpin(cx).is_ready() { Poll::Ready(()) } else { lease.changed.poll(cx) })
 }
 
 /// Wait until its holder has to be told, if it has not ended before; or until it has changed.
 async fn wait_for_loss(lease: &SharedLease, handle: &Handle) {
     let (has_ended, lost_at) = lease.with(|state| (state.has_ended(), state.lost_at()));
-    if has_ended { lease.changed.notified().await } else { wait(lease, handle, lost_at).await }
+    if has_ended { poll_fn(|cx| lease.changed.poll(cx)).await } else { wait(lease, handle, lost_at).await }
 }
 
 /// Renew it, unless another extends or releases it until its holder has to be told.

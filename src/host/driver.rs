@@ -50,7 +50,7 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
         Step::Over => return Ok(()),
     };
     let process = current();
-    lease.on_hurry(Arc::new(|| process.hurry()));
+    lease.on_hurry(|| current().hurry());
     process.post(Job { home: Arc::clone(pool.here()), lease, task: Task::Keep }, due)
 }
 
@@ -442,7 +442,7 @@ mod tests {
         let (now, ttl) = (BootClock.now(), Ttl { ms: ttl_ms, drift_ms: 2 });
         let mut state = Lease::new(now, ttl, ttl.expires_at(now));
         state.renew(now, None);
-        (Arc::new(SharedLease::new(Arc::new(claim), 1, state, Box::new(Reporter { told, on_renewal }))), heard)
+        (Arc::new(SharedLease::new(Arc::new(claim), 1, state, Arc::new(Reporter { told, on_renewal }))), heard)
     }
 
     fn renew(process: &Arc<Process>, lease: &Arc<SharedLease>) {

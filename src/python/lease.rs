@@ -85,7 +85,7 @@ impl Told {
     }
 }
 
-impl Listener for Arc<Told> {
+impl Listener for Told {
     fn asked(&self, was_extended: bool, took: Duration) {
         self.renewals.extended.fetch_add(was_extended.into(), Ordering::Relaxed);
         self.renewals.add(took);
@@ -191,7 +191,8 @@ impl LeaseState {
         let told = Arc::new(Told { renewals, keeper: Mutex::default() });
         let expires_at = Instant::from_zero(Duration::try_from_secs_f64(expires_at).unwrap_or_default());
         let state = Lease::new(BootClock.now(), Ttl { ms: ttl_ms, drift_ms }, expires_at);
-        let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(Arc::clone(&told))));
+        let listener = Arc::<Told>::clone(&told);
+        let lease = Arc::new(SharedLease::new(claim, quorum, state, listener));
         let (is_kept, busy) = Default::default();
         Self { lease, told, pool, pid: getpid(), is_kept, busy }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyList, PyString};
 
 use crate::claim::Claim;
 use crate::clock::{BootClock, Clock, Instant};
@@ -206,7 +206,19 @@ impl Vote {
         matches!(self.0, Err(Error::Unfenced(_)))
     }
 
-    fn __str__(&self) -> String {
+    /// A word is the same object each time: leases keep what was said.
+    fn __str__<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        let text = self.text();
+        if self.is_failure() { PyString::new(py, &text) } else { PyString::intern(py, &text) }
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<Vote: {}>", self.text())
+    }
+}
+
+impl Vote {
+    fn text(&self) -> String {
         let word = match &self.0 {
             Ok(Answer::Granted) => "granted",
             Ok(Answer::Refused) => "refused",
@@ -217,10 +229,6 @@ impl Vote {
             Err(error) => return error.to_string(),
         };
         word.to_owned()
-    }
-
-    fn __repr__(&self) -> String {
-        format!("<Vote: {}>", self.__str__())
     }
 }
 

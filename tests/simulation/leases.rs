@@ -174,7 +174,7 @@ impl World {
         let ear = Ear { op, inbox: Arc::clone(&self.leases.inbox) };
         let (claim, quorum) = (Arc::clone(&held.claim), quorum::majority(self.nodes.len()));
         let state = Lease::new(now, ttl, held.expires_at);
-        let lease = Arc::new(SharedLease::new(claim, quorum, state, Box::new(ear)));
+        let lease = Arc::new(SharedLease::new(claim, quorum, state, Arc::new(ear)));
         let book = Book {
             lease: Arc::clone(&lease),
             worker,
