@@ -7,6 +7,7 @@ import gc
 import itertools
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -531,6 +532,24 @@ def test_hundreds_of_leases_are_kept_on_a_few_connections(servers, adlm, loop):
 
 async def adlm_acquire(adlm, name):
     return await adlm.acquire(name, 2000, auto_extend=True)
+
+
+def test_thousands_of_them_are_small(servers, adlm):
+    async def main():
+        first = await adlm.acquire("first", TTL, auto_extend=True)  # what comes with it is no part of the others
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            leases = [await adlm.acquire(f"r{number}", TTL, auto_extend=True) for number in range(100)]
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        for lease in [first, *leases]:
+            await lease.release()
+        assert (after - before) / len(leases) < 1800, "bytes of Python's"
+
+    run(main())
+    nothing_left(servers)
 
 
 def test_an_outage_shorter_than_the_ttl_does_no_harm(servers, adlm, loop):

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import tracemalloc
 import warnings
 
 import pytest
@@ -106,6 +107,21 @@ def test_an_outage_shorter_than_the_ttl_does_no_harm(servers, dlm):
             server.thaw()
         wait_until(lambda: lease.remaining > 2 * LONG)
     assert lease.released_in_time is True
+
+
+def test_thousands_of_them_are_small(servers, dlm):
+    first = dlm.acquire("first", TTL, auto_extend=True)  # what comes with it is no part of the others
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        leases = [dlm.acquire(f"r{number}", TTL, auto_extend=True) for number in range(100)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    for lease in [first, *leases]:
+        lease.release()
+    assert (after - before) / len(leases) < 1800, "bytes of Python's"
+    nothing_left(servers)
 
 
 # -- losing ------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class AsyncLoss:
         """
         lease = self._lease
         while lease._why_not() is None:  # noqa: SLF001
+            lease._over = lease._over or asyncio.Event()  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(lease._over.wait(), min(lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
@@ -102,6 +103,13 @@ class AsyncLease(LeaseBase):
     does not hold what its parent holds: there it is lost.
     """
 
+    _operations: AsyncOperations
+    _body: Body | None = None
+    _over: asyncio.Event | None = None
+    _work: set[asyncio.Task[Any]] | None = None  # asyncio itself holds its tasks by weak references
+    # Who wait for an extension, and will be told how it ended.
+    _asking: frozenset[asyncio.Task[Any] | None] = frozenset()
+
     def __init__(
         self,
         operations: AsyncOperations,
@@ -111,13 +119,8 @@ class AsyncLease(LeaseBase):
         on_lost: Callable[[AsyncLease], object] | None = None,
     ) -> None:
         super().__init__(operations, resource, ttl, held)
-        self._operations = operations
         self._on_lost = on_lost
-        self._body: Body | None = None
-        self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._work: set[asyncio.Task[Any]] = set()  # asyncio itself holds its tasks by weak references
-        self._asking: set[asyncio.Task[Any] | None] = set()  # who wait for an extension, and will be told how it ended
 
     async def __aenter__(self) -> Self:
         """Have the block cancelled when the lease is lost."""
@@ -168,13 +171,13 @@ class AsyncLease(LeaseBase):
         if self._is_inherited():
             raise loss(self.resource, "forked")
         asking = asyncio.current_task()
-        self._asking.add(asking)
+        self._asking |= {asking}
         try:
             # In a task of its own: a caller that is cancelled does not wait for its end, but the release does.
             reason = await asyncio.shield(self._start(self._operations.extend_lease(ttl)))
             self._tell_loss()
         finally:
-            self._asking.discard(asking)
+            self._asking -= {asking}
         if reason is not None:
             raise loss(self.resource, reason)
 
@@ -194,7 +197,7 @@ class AsyncLease(LeaseBase):
             self._operations.begin_release()
             raise
         finally:
-            self._over.set()
+            self._set_over()
             self._end()
             self._note_release()
 
@@ -204,7 +207,7 @@ class AsyncLease(LeaseBase):
         Raises:
             RuntimeError: there are no more threads.
         """
-        self._forget = self._operations.keeper.keep(self, max_hold)
+        self._number = self._operations.keeper.keep(self, max_hold)
         self._unreleased = Unreleased(self.resource)
 
     # -- how it is told ------------------------------------------------------------------------------------------------
@@ -224,9 +227,14 @@ class AsyncLease(LeaseBase):
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(work)
+        self._work = self._work or set()
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task
+
+    def _set_over(self) -> None:
+        if self._over:
+            self._over.set()
 
     def _set_alarm(self) -> None:
         """Have the loop look at it when its validity ends, for the block that it is held for."""
@@ -246,7 +254,7 @@ class AsyncLease(LeaseBase):
         """Tell the holder, if it is lost and was not told yet; do not cancel tasks that are told anyway."""
         if not self._note_loss():
             return
-        self._over.set()
+        self._set_over()
         if self._body and self._body.task not in self._asking:
             self._body.cancel()
         if self._on_lost:

@@ -13,11 +13,11 @@ from redlock._redlock import now
 from redlock._terms import Keeping, Pace, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from redlock._redlock import Vote
-    from redlock._types import AsyncBackend, Encodable, HeldLike, Manager, Reason, Resource, TtlAndDrift
+    from redlock._types import AsyncBackend, Encodable, HeldLike, Reason, Resource, TtlAndDrift
     from redlock.aio import AsyncRedlock
 
 T = TypeVar("T")
@@ -26,10 +26,9 @@ T = TypeVar("T")
 class AsyncOperations(Terms["AsyncBackend"]):
     """A call of a task, and what becomes of it."""
 
-    def __init__(self, manager: Manager[AsyncBackend], resources: Sequence[Encodable]) -> None:
-        super().__init__(manager, resources)
-        self._turn = asyncio.Lock()  # for clients' own methods: one extension at a time, and none after the release
-        self._work: set[asyncio.Task[Any]] = set()  # asyncio itself holds its tasks by weak references
+    # For clients' own methods: one extension at a time, and none after the release.
+    _turn: asyncio.Lock | None = None
+    _work: set[asyncio.Task[Any]] | None = None  # asyncio itself holds its tasks by weak references
 
     async def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round. Cancelled, it leaves nothing."""
@@ -77,7 +76,7 @@ class AsyncOperations(Terms["AsyncBackend"]):
         return await self._to_the_end(self._extend_by(backend, terms))
 
     async def _extend_by(self, backend: AsyncBackend, terms: TtlAndDrift) -> Reason | None:
-        async with self._turn:
+        async with self._in_turn():
             if reason := self.state.begin_extension(*terms):
                 return reason
             outcome: HeldLike | list[Vote] | None = None
@@ -97,16 +96,21 @@ class AsyncOperations(Terms["AsyncBackend"]):
             await self._to_the_end(self._release_by(backend))
 
     async def _release_by(self, backend: AsyncBackend) -> None:
-        async with self._turn:
+        async with self._in_turn():
             said = await self._release(backend, self.key)
         self._end_release(said, backend.quorum)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, also when the caller is cancelled."""
         task = asyncio.ensure_future(work)
+        self._work = self._work or set()
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return await asyncio.shield(task)
+
+    def _in_turn(self) -> asyncio.Lock:
+        self._turn = self._turn or asyncio.Lock()
+        return self._turn
 
     def begin_release(self) -> None:
         """Send the lease's release to the masters that are connected, for a caller that cannot wait for the answers."""

@@ -69,6 +69,7 @@ class Counters:
         self.extended = self.lost = self.released = 0
         self.fenced = self.fenced_at_once = 0
         self._held: set[ref[Any]] = set()
+        self._drop = self._held.discard  # one for all
         self.wait = Times()
         self.round_trip = Times()
         self.failing_releases = set()
@@ -85,7 +86,7 @@ class Counters:
 
     def holds(self, lease: LeaseBase) -> None:
         """Count a lease as held, until :meth:`holds_no_more`, or until nothing refers to it any more."""
-        self._held.add(ref(lease, self._held.discard))
+        self._held.add(ref(lease, self._drop))
 
     def holds_no_more(self, lease: LeaseBase) -> None:
         """Do not count it any more."""

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 1.0
 
 
+class _Kept(ref["LeaseBase"]):
+    """A lease that is kept. There are thousands: no closures."""
+
+    __slots__ = ("give_back", "number")
+
+    give_back: Callable[[], object] | None
+    number: int
+
+
 class Keeper:
     """Keeps the leases of one manager, by one thread that is there only while there are any.
 
@@ -33,14 +42,20 @@ class Keeper:
 
     def __init__(self) -> None:
         self._events = Events()
-        self._kept: dict[int, ref[LeaseBase]] = {}
-        self._dropped: list[Callable[[], object]] = []  # what releases those that nothing refers to any more
+        kept: dict[int, _Kept] = {}
+        dropped: list[Callable[[], object]] = []  # what releases those that nothing refers to any more
+
+        def drop(lease: ref[LeaseBase]) -> None:
+            if isinstance(lease, _Kept) and lease.number in kept:
+                del kept[lease.number]
+                if lease.give_back:
+                    dropped.append(lease.give_back)
+
+        self._kept, self._dropped, self._drop = kept, dropped, drop
         self._numbers = itertools.count()
         self._at_work = threading.Lock()  # held by the thread, and taken by no other
 
-    def keep(
-        self, lease: LeaseBase, max_hold: float | None, give_back: Callable[[], object] | None = None
-    ) -> Callable[[], object]:
+    def keep(self, lease: LeaseBase, max_hold: float | None, give_back: Callable[[], object] | None = None) -> int:
         """Have a lease renewed until it ends or nothing refers to it any more.
 
         Args:
@@ -49,30 +64,27 @@ class Keeper:
             give_back: releases it when nothing refers to it any more, if the engine cannot.
 
         Returns:
-            What is to be called when it has ended.
+            The number to be forgotten when it has ended.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        number, kept = next(self._numbers), self._kept
-
-        def forget() -> None:
-            kept.pop(number, None)
-
-        def drop(_: object) -> None:
-            if number in kept and give_back:
-                self._dropped.append(give_back)
-            forget()
-
-        kept[number] = ref(lease, drop)
+        kept = _Kept(lease, self._drop)
+        number = kept.number = next(self._numbers)
+        kept.give_back = give_back
+        self._kept[number] = kept
         try:
             if not self._at_work.locked():
                 start_thread(self._run, "redlock-keeper")
             lease._state.keep(self._events, number, max_hold)  # noqa: SLF001 - its other half
         except BaseException:
-            forget()
+            self.forget(number)
             raise
-        return forget
+        return number
+
+    def forget(self, number: int) -> None:
+        """Have nothing to do with a lease any more, of which no code runs then when it is freed."""
+        self._kept.pop(number, None)
 
     def _run(self) -> None:
         while self._at_work.acquire(blocking=False):  # or there is a thread already

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from redlock._connections import logger
 from redlock._keeper import LONGEST_WAIT, start_thread
-from redlock._outcomes import digest, in_words, loss
+from redlock._outcomes import digest, loss
 from redlock._redlock import now
 
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 class Unreleased:
     """A part of a lease that is extended: warns when it is dropped with the lease, which is to be released instead."""
 
-    _pid = 0  # of no process: one that is half made is silent
+    __slots__ = ("_pid", "_resource")
 
     def __init__(self, resource: Any) -> None:
         self._resource = resource
         self._pid = os.getpid()
 
     def __del__(self) -> None:
-        if self._pid == os.getpid() and not sys.is_finalizing():
+        # One that is half made is silent.
+        if getattr(self, "_pid", None) == os.getpid() and not sys.is_finalizing():
             message = f"a lease on {self._resource!r:.80} was dropped without having been released"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
@@ -51,6 +52,8 @@ class Released:
 
     It is just freed: no code runs then, in which the exception of a signal handler would be lost.
     """
+
+    __slots__ = Unreleased.__slots__  # or it could not be one
 
 
 class Latch:
@@ -81,31 +84,33 @@ class LeaseBase:
     Attributes:
         resource: what is held: the very object that was passed.
         key: the proof of ownership, bytes: the value of the resource's key in Redis.
-        masters: each master and what it had said when a quorum had granted.
         token: the fencing token, greater than all before it; ``None`` if none was asked for.
     """
 
     resource: Any
     key: Encodable
-    masters: Sequence[tuple[str, str]]
     token: int | None
+
+    # There may be thousands: what few of them need is made when it is needed.
 
     def __init__(self, operations: Terms[Any], resource: Any, ttl: int, held: HeldLike) -> None:
         self.resource, self.key = resource, held.key
-        self.masters = in_words(operations.named(held.votes))
         self.token = getattr(held, "token", None)
+        self._operations = operations
+        self._names, self._votes = operations.backend.names, tuple(map(str, held.votes))
         self._state: LeaseState = operations.hold(held, ttl)
         self._unreleased: Unreleased | None = None
-        self._forget: Callable[[], object] | None = None
-        # What happens once only. Who comes first is decided by `setdefault`, a single step: neither a thread, nor a
-        # signal handler, nor an exception out of one can come in between.
-        self._done: dict[str, object] = {}
-        self._counters = operations.counters
-        self._counters.holds(self)
+        self._number: int | None = None  # that its keeper knows it by
+        operations.counters.holds(self)
 
     def __repr__(self) -> str:
         """What is held and how long still; not the key."""
         return f"<{type(self).__name__} on {self.resource!r:.80}, {self._why_not() or f'{self.remaining} ms left'}>"
+
+    @property
+    def masters(self) -> Sequence[tuple[str, str]]:
+        """Each master and what it had said when a quorum had granted."""
+        return list(zip(self._names, self._votes, strict=False))
 
     @property
     def ttl(self) -> int:
@@ -158,17 +163,20 @@ class LeaseBase:
         return self._state.why_not == "forked"
 
     def _is_first(self, what: str) -> bool:
-        """Whether this is the first time that this happens to it."""
+        """Whether this is the first time that this happens to it.
+
+        In a single step: neither a thread, nor a signal handler, nor an exception out of one can come in between.
+        """
         mine = object()
-        return self._done.setdefault(what, mine) is mine
+        return vars(self).setdefault(f"_first_{what}", mine) is mine
 
     def _end(self) -> None:
         """It has ended: it is lost or about to be released."""
         if self._unreleased:
             self._unreleased.__class__ = Released  # type: ignore[assignment]
-        self._counters.holds_no_more(self)
-        if self._forget:
-            self._forget()
+        self._operations.counters.holds_no_more(self)
+        if self._number is not None:
+            self._operations.keeper.forget(self._number)
 
     def _note_release(self) -> None:
         """Count a release, and say so if it came too late."""
@@ -176,7 +184,7 @@ class LeaseBase:
             return
         in_time = self.released_in_time is not False
         if not self._state.is_told:
-            self._counters.ended(lost=not in_time)
+            self._operations.counters.ended(lost=not in_time)
         if not in_time:
             logger.warning("%r was released too late: its validity was over, or the masters no longer had it", self)
 
@@ -189,7 +197,7 @@ class LeaseBase:
         if not self._state.is_told or not self._is_first("told"):
             return False
         self._end()
-        self._counters.ended(lost=True)
+        self._operations.counters.ended(lost=True)
         logger.warning("%r is lost", self)
         return True
 
@@ -240,10 +248,10 @@ class Loss:
             Whether it is lost: ``False`` when it has been released, or the timeout is over.
         """
         end = inf if timeout is None else now() + timeout
-        lease = self._lease
+        lease, over = self._lease, self._lease._when_over()  # noqa: SLF001
         while lease._why_not() is None and (left := end - now()) > 0:  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
-            lease._over.wait(min(left, lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
+            over.wait(min(left, lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
         return self.is_set()
 
 
@@ -255,6 +263,9 @@ class Lease(LeaseBase):
     parent holds: there it is lost.
     """
 
+    _operations: Operations
+    _over: Latch | None = None
+
     def __init__(
         self,
         operations: Operations,
@@ -263,9 +274,7 @@ class Lease(LeaseBase):
         held: HeldLike,
         on_lost: Callable[[Lease], object] | None = None,
     ) -> None:
-        self._operations = operations
         self._on_lost = on_lost
-        self._over = Latch()
         super().__init__(operations, resource, ttl, held)
 
     def __enter__(self) -> Self:
@@ -333,10 +342,19 @@ class Lease(LeaseBase):
             self._release_later()
             raise
 
+    def _when_over(self) -> Latch:
+        """What opens when it is over. Who asks for it looks after that whether it is over already."""
+        latch: Latch = vars(self).setdefault("_over", Latch())
+        return latch
+
     def _end_release(self) -> None:
-        self._over.open()
+        self._open_latch()
         self._end()
         self._note_release()
+
+    def _open_latch(self) -> None:
+        if self._over:
+            self._over.open()
 
     def _release_later(self) -> None:
         """Have the release done that an exception has broken off."""
@@ -353,7 +371,7 @@ class Lease(LeaseBase):
         """
         self._unreleased = Unreleased(self.resource)
         try:
-            self._forget = self._operations.keeper.keep(self, max_hold, self._operations.giving_back())
+            self._number = self._operations.keeper.keep(self, max_hold, self._operations.giving_back())
         except RuntimeError:
             if threading.main_thread().is_alive():
                 raise
@@ -374,7 +392,7 @@ class Lease(LeaseBase):
         """Tell the holder, if it is lost and was not told yet."""
         if not self._note_loss():
             return
-        self._over.open()
+        self._open_latch()
         if self._on_lost:
             try:
                 # In a thread of its own: the keeper has other leases to tell of.

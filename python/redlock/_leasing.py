@@ -38,9 +38,7 @@ class Operations(Terms["Backend"]):
 
     def __init__(self, manager: Manager[Backend], resources: Sequence[Encodable]) -> None:
         super().__init__(manager, resources)
-        self._taken: list[HeldLike | list[Vote]] = []
-        self.backend.taken = self._taken
-        self._turns = Turns()
+        self.backend.taken = []
 
     def acquire(self, ttl: int, pace: Pace) -> HeldLike | list[Vote]:
         """Try until it is held, or what each master said in the last round."""
@@ -77,7 +75,12 @@ class Operations(Terms["Backend"]):
 
     def extend_by(self, backend: Backend, terms: TtlAndDrift) -> Reason | None:
         """As :class:`~redlock._types.Leased`."""
-        return self._turns.take(lambda: self._extend_by(backend, terms))
+        return self._in_turn(lambda: self._extend_by(backend, terms))
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do it when no other thread extends or releases the lease, where the engine does not see to that."""
+        turns: Turns = vars(self).setdefault("_turns", Turns())  # in a single step
+        return turns.take(work)
 
     def _extend_by(self, backend: Backend, terms: TtlAndDrift) -> Reason | None:
         if reason := self.state.begin_extension(*terms):
@@ -95,7 +98,7 @@ class Operations(Terms["Backend"]):
 
     def release_by(self, backend: Backend) -> None:
         """As :class:`~redlock._types.Leased`."""
-        self._turns.take(lambda: self._release_by(backend))
+        self._in_turn(lambda: self._release_by(backend))
 
     def _release_by(self, backend: Backend) -> None:
         if self.state.begin_release():
@@ -116,14 +119,9 @@ class Operations(Terms["Backend"]):
 
         return give_back
 
-    def end_call(self) -> None:
-        """As every call."""
-        super().end_call()
-        self._taken.clear()
-
     def undo(self) -> None:
         """Release what was taken for a lease that was not made."""
-        for taken in self._taken:
+        for taken in self.backend.taken or ():
             if not isinstance(taken, list):
                 self._choose().release(self.resources, taken.key)
 
