@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::clock::Instant;
 use crate::runtime::locked;
 use crate::script::UnlockScript;
 
@@ -16,7 +17,18 @@ pub struct Claim {
     pub script: Arc<UnlockScript>,
     /// All commands that take it are known: it was made for the attempt that sends them.
     is_whole: bool,
-    standings: Mutex<Vec<Standing>>,
+    standings: Mutex<Standings>,
+}
+
+#[derive(Debug)]
+struct Standings {
+    /// It is being released: nothing is sent any more that takes it.
+    is_given_back: bool,
+    /// Its key is in use again: nothing is done about it any more.
+    is_forgotten: bool,
+    /// Until when its holder may rely on it, once it is granted.
+    until: Option<Instant>,
+    each: Vec<Standing>,
 }
 
 /// How a claim stands with one master.
@@ -27,6 +39,16 @@ struct Standing {
     /// How many of those have no answer yet.
     unanswered: usize,
     decision: Option<Decision>,
+    presence: Presence,
+}
+
+/// What a master said last of a claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Presence {
+    #[default]
+    Unknown,
+    There,
+    Released,
 }
 
 /// A connection that is given up carries the releases of all that is unanswered on it. An extension over another
@@ -43,21 +65,43 @@ impl Claim {
     /// A claim that no master knows of yet.
     #[must_use]
     pub const fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        Self { resources, key, script, is_whole: true, standings: Mutex::new(Vec::new()) }
+        Self {
+            resources,
+            key,
+            script,
+            is_whole: true,
+            standings: Mutex::new(Standings {
+                is_given_back: false,
+                is_forgotten: false,
+                until: None,
+                each: Vec::new(),
+            }),
+        }
     }
 
     /// What was claimed before, as far as its key tells: any master may have it.
     #[must_use]
     pub const fn of_key(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        Self { resources, key, script, is_whole: false, standings: Mutex::new(Vec::new()) }
+        Self {
+            resources,
+            key,
+            script,
+            is_whole: false,
+            standings: Mutex::new(Standings {
+                is_given_back: false,
+                is_forgotten: false,
+                until: None,
+                each: Vec::new(),
+            }),
+        }
     }
 
     fn standing<T>(&self, master: usize, look: impl FnOnce(&mut Standing) -> T) -> T {
         let mut standings = locked(&self.standings);
-        if standings.len() <= master {
-            standings.resize(master + 1, Standing::default());
+        if standings.each.len() <= master {
+            standings.each.resize(master + 1, Standing::default());
         }
-        look(&mut standings[master])
+        look(&mut standings.each[master])
     }
 
     /// Whether this is what holds for this master: it was decided before, or is now.
@@ -68,22 +112,94 @@ impl Claim {
     /// The master has lost it, and is about to be given it again.
     pub fn lost_at(&self, master: usize) {
         self.standing(master, |standing| {
+            standing.presence = Presence::Unknown;
             standing.decision = standing.decision.filter(|&decision| decision == Decision::Withdrawn);
         });
     }
 
-    /// A command that takes it is sent to this master.
-    pub fn sent_to(&self, master: usize) {
-        self.standing(master, |standing| {
-            standing.was_sent = true;
-            standing.unanswered += 1;
-        });
+    /// A command that takes it is about to be sent to this master. Returns whether it may be: not once it is released.
+    pub fn sent_to(&self, master: usize) -> bool {
+        let mut standings = locked(&self.standings);
+        if standings.is_given_back {
+            return false;
+        }
+        if standings.each.len() <= master {
+            standings.each.resize(master + 1, Standing::default());
+        }
+        let standing = &mut standings.each[master];
+        standing.was_sent = true;
+        standing.unanswered += 1;
+        true
+    }
+
+    /// It is being released: from now on nothing is sent that takes it.
+    pub fn give_back(&self) {
+        locked(&self.standings).is_given_back = true;
+    }
+
+    /// Whether its release has begun.
+    #[must_use]
+    pub fn is_given_back(&self) -> bool {
+        locked(&self.standings).is_given_back
+    }
+
+    /// Its holder may rely on it until then.
+    pub fn extend_until(&self, until: Instant) {
+        locked(&self.standings).until = Some(until);
+    }
+
+    /// Until when its holder may rely on it, if it is granted and that is known.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        locked(&self.standings).until
+    }
+
+    /// Its key is about to be used again: no release of it may be sent any more.
+    pub fn forget(&self) {
+        locked(&self.standings).is_forgotten = true;
+    }
+
+    /// Whether its key is in use again.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        locked(&self.standings).is_forgotten
+    }
+
+    /// It is not known any more whether this master has it.
+    pub fn note_doubtful(&self, master: usize) {
+        self.standing(master, |standing| standing.presence = Presence::Unknown);
+    }
+
+    /// This master has it.
+    pub fn note_at(&self, master: usize) {
+        self.standing(master, |standing| standing.presence = Presence::There);
+    }
+
+    /// Whether this master has said last that it has it.
+    #[must_use]
+    pub fn is_at(&self, master: usize) -> bool {
+        self.presence(master) == Presence::There
+    }
+
+    /// This master has confirmed its release.
+    pub fn note_released(&self, master: usize) {
+        self.standing(master, |standing| standing.presence = Presence::Released);
+    }
+
+    /// Whether this master has confirmed its release.
+    #[must_use]
+    pub fn is_released_at(&self, master: usize) -> bool {
+        self.presence(master) == Presence::Released
+    }
+
+    fn presence(&self, master: usize) -> Presence {
+        locked(&self.standings).each.get(master).map(|standing| standing.presence).unwrap_or_default()
     }
 
     /// Whether this master cannot have it, since it was never sent there.
     #[must_use]
     pub fn cannot_be_at(&self, master: usize) -> bool {
-        self.is_whole && !locked(&self.standings).get(master).is_some_and(|standing| standing.was_sent)
+        self.is_whole && !locked(&self.standings).each.get(master).is_some_and(|standing| standing.was_sent)
     }
 
     /// Such a command was answered, or nothing more comes of it.
@@ -91,10 +207,16 @@ impl Claim {
         self.standing(master, |standing| standing.unanswered -= 1);
     }
 
-    /// Whether this master still owes an answer to a command that takes it, in whatever session.
+    /// How many commands that take it this master has not answered yet, in whatever session.
+    #[must_use]
+    pub fn unanswered_at(&self, master: usize) -> usize {
+        locked(&self.standings).each.get(master).map_or(0, |standing| standing.unanswered)
+    }
+
+    /// Whether there are such commands.
     #[must_use]
     pub fn is_unanswered_at(&self, master: usize) -> bool {
-        locked(&self.standings).get(master).is_some_and(|standing| standing.unanswered > 0)
+        self.unanswered_at(master) > 0
     }
 }
 
@@ -124,7 +246,7 @@ mod tests {
     #[test]
     fn it_may_be_where_it_was_sent_or_where_that_is_not_known() {
         let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
-        claim.sent_to(1);
+        assert!(claim.sent_to(1));
         claim.settled_at(1);
         assert!(claim.cannot_be_at(0) && !claim.cannot_be_at(1) && claim.cannot_be_at(2));
         assert!(!Claim::of_key(Vec::new(), Vec::new(), Arc::default()).cannot_be_at(0));
@@ -134,8 +256,8 @@ mod tests {
     fn it_is_unanswered_until_all_commands_are_settled() {
         let claim = Claim::new(Vec::new(), Vec::new(), Arc::default());
         assert!(!claim.is_unanswered_at(1));
-        claim.sent_to(1);
-        claim.sent_to(1);
+        assert!(claim.sent_to(1));
+        assert!(claim.sent_to(1));
         claim.settled_at(1);
         assert!(claim.is_unanswered_at(1) && !claim.is_unanswered_at(0));
         claim.settled_at(1);

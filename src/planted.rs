@@ -65,6 +65,10 @@ pub enum Bug {
     /// Masters that did not answer are asked by one caller now and then, even where there is no quorum without them; a
     /// silence counts as often as a caller waited for its end, and a turn may be used up in vain.
     ShunHung,
+    /// A lock that a quorum has granted is given to no other master.
+    Incomplete,
+    /// A master that has not confirmed a release is told it only once.
+    ToldOnce,
     /// A release waits for every master's answer, however far it is.
     AwaitsAll,
     /// A connection that is not there by the end of a round is given up, and made again from the beginning.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import atexit
 import functools
 import inspect
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redlock._lease import Lease
 from redlock._lock import Lock, LockLost
-from redlock._redlock import finish, now
+from redlock._redlock import finish, now, pause_driver, resume_driver
 from redlock._terms import Keeping, Pace, Terms
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ TICK = 0.002  # seconds between looks at whether it is one's turn; an extension 
 
 # Leases that are still renewed when the interpreter ends are released. It does not wait for long.
 atexit.register(finish, 0.1)
+
+# A child of a fork could find a mutex locked that a thread had, and the interpreter warns of threads.
+os.register_at_fork(before=pause_driver, after_in_parent=resume_driver)
 
 
 class Operations(Terms["Backend"]):

@@ -463,6 +463,12 @@ class Held:
 def finish(seconds: float) -> None:
     """Release the leases that are renewed, since the process ends; wait for that, but no longer than this."""
 
+def pause_driver() -> None:
+    """End the thread of the driver, since the process is about to fork."""
+
+def resume_driver() -> None:
+    """Go on after the fork with what the driver had in hand, in the parent."""
+
 def now() -> float:
     """Seconds on a clock that nobody can set and that goes on while the machine is suspended."""
 

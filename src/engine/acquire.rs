@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::claim::Claim;
 use crate::clock::Instant;
+use crate::engine::owed::{Debt, What};
 use crate::engine::release::{Treatment, release_where};
 use crate::engine::waiting::Waiting;
 use crate::engine::{Masters, fence as fencing, of_each};
@@ -183,13 +184,17 @@ async fn round(
         }
     }
     *highest_seen = canvass.highest_seen();
-    let (verdict, attempt, votes, token) = canvass.close();
+    let (verdict, attempt, votes, token) = canvass.close(request.drift_ms);
     let start = if planted::is(Bug::LateStart) { masters.handle().now() } else { start };
     let elapsed = masters.handle().now().since(start);
     let drift_ms = if planted::is(Bug::NoDrift) { 0 } else { request.drift_ms };
     let validity = quorum::validity_ms(request.ttl_ms, elapsed, drift_ms);
     if let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) {
         let expires_at = quorum::expires_at(start, request.ttl_ms, drift_ms);
+        attempt.claim.extend_until(expires_at);
+        if !planted::is(Bug::Incomplete) {
+            masters.owe(attempt.missing(&votes, expires_at, drift_ms, token));
+        }
         let votes = masters.explained(verdict, votes);
         return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes, token });
     }
@@ -221,6 +226,9 @@ struct Attempt {
 impl Attempt {
     fn new(masters: &Masters, request: &Request, highest_seen: u64) -> Self {
         let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
+        if request.key.is_some() {
+            masters.owed.forget(&key);
+        }
         let claim = Claim::new(request.resources.clone(), key, Arc::clone(&request.script));
         let not_yet = || AtomicBool::new(false);
         Self {
@@ -247,6 +255,9 @@ impl Attempt {
             }
         };
         master.voted();
+        if answer.0 == Grant::Granted {
+            self.claim.note_at(index);
+        }
         Ok(answer)
     }
 
@@ -304,9 +315,22 @@ impl Attempt {
         Ok(ours.into())
     }
 
+    /// What the masters are owed that have not got it, and to which it is not on its way.
+    fn missing(&self, votes: &[Vote], until: Instant, drift_ms: u64, token: Option<Token>) -> Vec<Debt> {
+        let drift = Duration::from_millis(drift_ms);
+        let is_missing = |&(index, vote): &(usize, &Vote)| {
+            let is_sent = *vote == Err(Error::NotAwaited) && !self.claim.cannot_be_at(index);
+            !is_sent && !self.claim.is_at(index) && !matches!(vote, Err(Error::Unfenced(_)))
+        };
+        let what = What::Lock(token.map(|token| token.number));
+        let debt = |(master, _)| Debt { claim: Arc::clone(&self.claim), master, what, is_sent: false, until, drift };
+        votes.iter().enumerate().filter(is_missing).map(debt).collect()
+    }
+
     /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
+        self.claim.give_back();
         release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
@@ -438,15 +462,20 @@ impl<'a> Canvass<'a> {
         self.ballot.map_or(0, |ballot| ballot.highest_seen())
     }
 
-    /// The round is decided: nothing more is sent for it but its release; answers still to come are awaited by nobody.
-    fn close(self) -> (Verdict, Arc<Attempt>, Vec<Vote>, Option<Token>) {
+    /// The round is decided: nothing more is sent for it but its release, and no caller waits for the rest of the answers.
+    fn close(self, drift_ms: u64) -> (Verdict, Arc<Attempt>, Vec<Vote>, Option<Token>) {
         self.attempt.decided.store(true, Ordering::Relaxed);
         let unasked = |index: &usize| self.awaited[*index] && self.votes[*index] == Err(Error::NotSent);
         (0..self.votes.len()).filter(unasked).for_each(|index| self.masters[index].give_back());
-        let mut stragglers = self.asked;
-        self.masters.handle().spawn(async move { while stragglers.next().await.is_some() {} });
         let is_complete = self.ballot.is_none() || self.token.is_some();
         let verdict = if is_complete { self.tally.verdict() } else { Verdict::Denied };
+        let (claim, drift) = (Arc::clone(&self.attempt.claim), Duration::from_millis(drift_ms));
+        let what = What::Lock(self.token.map(|token| token.number));
+        self.masters.hear_out(&self.attempt.claim, self.asked, move |master, answer| {
+            let is_missing = !matches!(answer, Ok((Grant::Granted, _)) | Err(Error::Unfenced(_)));
+            let until = claim.until().filter(|_| is_missing)?;
+            Some(Debt { claim: Arc::clone(&claim), master, what, is_sent: false, until, drift })
+        });
         (verdict, self.attempt, self.votes, self.token)
     }
 }

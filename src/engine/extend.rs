@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all, select};
 use futures_util::stream::FuturesUnordered;
@@ -9,6 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::claim::{Claim, Decision};
 use crate::clock::Instant;
+use crate::engine::owed::{Debt, What};
 use crate::engine::release::compare_and;
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
@@ -76,15 +78,20 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
     let patience = start.after(masters.patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
-    let mut poll = Poll::new(masters, request, deadline);
+    // What the caller knows by its key alone may be known better.
+    let claim = masters.owed.claim(&request.claim.key).unwrap_or_else(|| Arc::clone(&request.claim));
+    // Some masters may obey although it fails: the lock is given to others no longer than that.
+    claim.extend_until(claim.until().map_or(expires_at, |until| until.min(expires_at)));
+    let mut poll = Poll::new(masters, request, &claim, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
     if poll.tally.verdict() == Verdict::Granted {
         masters.finish(start, poll.take_all()).await;
     }
-    let (verdict, answers) = poll.close(masters);
+    let (verdict, answers) = poll.close(masters, request.drift_ms);
     let validity = quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
     let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
-    Ok(Extended { validity_ms, expires_at, claim: Arc::clone(&request.claim), answers })
+    claim.extend_until(expires_at);
+    Ok(Extended { validity_ms, expires_at, claim, answers })
 }
 
 /// Why the masters did not extend a lock. [`Reason::TakenOver`] and [`Reason::Expired`] are final: fewer masters than a
@@ -111,19 +118,21 @@ struct Poll {
 }
 
 impl Poll {
-    fn new(masters: &Masters, request: &Request, deadline: Instant) -> Self {
+    fn new(masters: &Masters, request: &Request, claim: &Arc<Claim>, deadline: Instant) -> Self {
         let awaited = masters.awaited(request.quorum);
         let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
             let (handle, is_given_back) = (masters.handle().clone(), Arc::clone(&request.is_given_back));
             // A later extension may have set a longer TTL since, over another connection.
-            let wanted = move || handle.now() < deadline && !is_given_back.load(Ordering::Relaxed);
-            ask(Arc::clone(master), Arc::clone(&request.claim), request.ttl_ms, wanted)
+            let known = Arc::clone(claim);
+            let is_released = move || is_given_back.load(Ordering::Relaxed) || known.is_given_back();
+            let wanted = move || handle.now() < deadline && !is_released();
+            ask(Arc::clone(master), Arc::clone(claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))
                 .boxed()
         };
         Self {
-            claim: Arc::clone(&request.claim),
+            claim: Arc::clone(claim),
             asked: masters.iter().enumerate().map(ask).collect(),
             awaited,
             tally: Tally::new(request.quorum, count),
@@ -153,6 +162,11 @@ impl Poll {
             Ok(Extension::Extended) if !self.claim.decide(index, Decision::Counted) => Err(Error::Withdrawn),
             answer => answer,
         };
+        match &answer {
+            Ok(Extension::Extended) => self.claim.note_at(index),
+            Err(error) if !error.is_failure() => {}
+            _ => self.claim.note_doubtful(index),
+        }
         if answer == Ok(Extension::Extended) || counts {
             self.tally.grant();
         }
@@ -177,10 +191,28 @@ impl Poll {
         lost > self.answers.len().saturating_sub(self.quorum)
     }
 
-    /// The rest of the answers are awaited by nobody.
-    fn close(self, masters: &Masters) -> (Verdict, Vec<Answer>) {
-        masters.handle().spawn(self.asked.for_each(|_| std::future::ready(())));
-        let verdict = self.tally.verdict();
+    /// The caller does not wait for the rest of the answers. Masters that turn out to have lost an extended lock get it
+    /// again; those that have not answered are looked at where nothing else would read their answers.
+    fn close(self, masters: &Masters, drift_ms: u64) -> (Verdict, Vec<Answer>) {
+        let (verdict, claim, drift) = (self.tally.verdict(), self.claim, Duration::from_millis(drift_ms));
+        let debt = move |claim: &Arc<Claim>, master, is_sent| {
+            claim.note_doubtful(master);
+            let until = claim.until()?;
+            Some(Debt { claim: Arc::clone(claim), master, what: What::Lock(None), is_sent, until, drift })
+        };
+        if verdict == Verdict::Granted && !masters.handle().is_woken_by_others() {
+            let is_silent = |answer: &Answer| answer.as_ref().is_err_and(|error| *error != Error::Withdrawn);
+            let silent = self.answers.iter().enumerate().filter(|(_, answer)| is_silent(answer));
+            masters.owe(silent.filter_map(|(master, _)| debt(&claim, master, true)).collect());
+        }
+        masters.hear_out(&Arc::clone(&claim), self.asked, move |master, answer| match answer {
+            Ok(Extension::Absent) if verdict == Verdict::Granted => debt(&claim, master, false),
+            Ok(Extension::Extended) if claim.decide(master, Decision::Counted) => {
+                claim.note_at(master);
+                None
+            }
+            _ => None,
+        });
         (verdict, masters.explained(verdict, self.answers))
     }
 }
@@ -219,16 +251,19 @@ async fn ask_for(
 pub async fn retake(masters: &Masters, request: &Request, extended: &Extended) {
     let until = request.valid_until.map(|until| until.min(extended.expires_at));
     let is_forgetful = |index: &usize| extended.answers[*index] == Ok(Extension::Absent);
-    join_all((0..masters.len()).filter(is_forgetful).map(|index| give(index, masters, request, until))).await;
+    join_all(
+        (0..masters.len()).filter(is_forgetful).map(|index| give(index, masters, request, &extended.claim, until)),
+    )
+    .await;
 }
 
-async fn give(index: usize, masters: &Masters, request: &Request, until: Option<Instant>) {
-    let (master, claim) = (&masters[index], &request.claim);
+async fn give(index: usize, masters: &Masters, request: &Request, claim: &Arc<Claim>, until: Option<Instant>) {
+    let master = &masters[index];
     claim.lost_at(index);
     let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
     let is_ours = || is_valid() && !request.is_given_back.load(Ordering::Relaxed);
     let give = |resource| async move {
-        let set = script::set(resource, &request.claim.key, request.ttl_ms);
+        let set = script::set(resource, &claim.key, request.ttl_ms);
         let exchange = |link: Link| {
             let set = &set;
             async move { link.call(set, Some(Taking { claim: Arc::clone(claim), master: index })).await }
@@ -236,5 +271,5 @@ async fn give(index: usize, masters: &Masters, request: &Request, until: Option<
         master.call_to_take(resource, exchange, is_ours).await
     };
     // A refusal costs nothing: the quorum is there without it.
-    _ = of_each(&request.claim.resources, give).await;
+    _ = of_each(&claim.resources, give).await;
 }

@@ -5,6 +5,7 @@ pub mod crowd;
 pub mod extend;
 mod fence;
 pub mod inspect;
+pub mod owed;
 pub mod release;
 pub mod renew;
 mod waiting;
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
 
 use crate::clock::Instant;
 use crate::engine::crowd::Crowds;
+use crate::engine::owed::Owed;
 use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
@@ -38,6 +40,8 @@ pub struct Masters {
     handle: Handle,
     lines: Mutex<HashMap<Vec<u8>, Weak<AsyncMutex<()>>>>,
     crowds: Arc<Crowds>,
+    owed: Arc<Owed>,
+    me: Weak<Self>,
     renewals: Semaphore,
     /// The process ends after its call: what is decided is finished in the call.
     is_last_call: AtomicBool,
@@ -73,6 +77,11 @@ impl Masters {
     fn patience(&self, ttl_ms: u64) -> Duration {
         let allowed = self.iter().map(|master| master.answer_patience()).max();
         quorum::patience(ttl_ms, allowed.unwrap_or_default())
+    }
+
+    /// The longest time for which a lock was asked for, as far as known.
+    fn longest_ttl(&self) -> Duration {
+        self.first().map(|master| master.longest_ttl()).unwrap_or_default()
     }
 
     /// Whether there is no quorum without masters that are suspect.
@@ -181,9 +190,14 @@ pub struct Session {
 
 impl Session {
     /// A session without connections. `masters` are the endpoints with their health, which other sessions may share, as
-    /// they do `crowds`.
+    /// they do `crowds`, and what is `owed`.
     #[must_use]
-    pub fn new(masters: &[(Arc<Endpoint>, Arc<Health>)], crowds: Arc<Crowds>, effects: Arc<dyn Effects>) -> Self {
+    pub fn new(
+        masters: &[(Arc<Endpoint>, Arc<Health>)],
+        crowds: Arc<Crowds>,
+        owed: Arc<Owed>,
+        effects: Arc<dyn Effects>,
+    ) -> Self {
         let executor = Executor::new(effects);
         let handle = executor.handle().clone();
         let list = masters
@@ -192,7 +206,11 @@ impl Session {
             .collect();
         let (lines, renewals) = (Mutex::default(), Semaphore::new(MOST_RENEWALS));
         let is_last_call = AtomicBool::new(false);
-        Self { executor, masters: Arc::new(Masters { list, handle, lines, crowds, renewals, is_last_call }) }
+        let masters = |me: &Weak<Masters>| {
+            let me = Weak::clone(me);
+            Masters { list, handle, lines, crowds, owed, me, renewals, is_last_call }
+        };
+        Self { executor, masters: Arc::new_cyclic(masters) }
     }
 
     /// Timers, tasks and the outside world.

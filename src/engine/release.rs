@@ -13,6 +13,7 @@ use futures_util::{FutureExt, StreamExt};
 use redis::{Cmd, Value};
 
 use crate::claim::Claim;
+use crate::engine::owed::{Debt, What};
 use crate::engine::{Masters, of_each};
 use crate::error::Error;
 use crate::lease::Reason;
@@ -59,7 +60,38 @@ pub enum Treatment {
 /// down and its turn to be tried has come. Never fails: what a minority says, or does not say, is in the answers.
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
-    release_where(masters, claim, treatment(masters, claim)).await
+    // What the caller knows by its key alone may be known better.
+    let claim = &masters.owed.claim(&claim.key).unwrap_or_else(|| Arc::clone(claim));
+    claim.give_back();
+    let treatment = treatment(masters, claim);
+    // What another session has sent that takes it is released there, behind that. Here it is, behind what this one has sent.
+    let is_elsewhere = |index: usize, master: &Master| claim.unanswered_at(index) > master.unanswered(&claim.key);
+    let elsewhere: Vec<bool> = masters.iter().enumerate().map(|(index, master)| is_elsewhere(index, master)).collect();
+    let told_here = |index: usize, master: &Master| {
+        let is_nothing_here = elsewhere[index] && master.unanswered(&claim.key) == 0;
+        if is_nothing_here { Treatment::Skip } else { treatment(index, master) }
+    };
+    let answers = release_where(masters, claim, told_here).await;
+    owe_releases(masters, claim, &answers, &elsewhere);
+    answers
+}
+
+/// Masters that have not confirmed the release are told once more, over another connection, until they have forgotten
+/// the lock by themselves.
+fn owe_releases(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer], elsewhere: &[bool]) {
+    let until = masters.handle().now().after(masters.longest_ttl());
+    let is_owed = |&(index, answer): &(usize, &Answer)| {
+        let is_silent = matches!(
+            answer,
+            Err(Error::NotAwaited | Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_))
+        );
+        (is_silent || elsewhere[index]) && !planted::is(Bug::ToldOnce)
+    };
+    let debt = |(master, _): (usize, &Answer)| {
+        let (claim, is_sent) = (Arc::clone(claim), !elsewhere[master]);
+        Debt { claim, master, what: What::Release, is_sent, until, drift: Duration::ZERO }
+    };
+    masters.owe(answers.iter().enumerate().filter(is_owed).map(debt).collect());
 }
 
 /// The same where no caller waits, and other sessions may still be owed answers to what took the lock. A release must not
@@ -114,7 +146,7 @@ pub(super) async fn release_where(
             Treatment::Await => round.ask(index, master, claim),
             Treatment::Tell => {
                 round.answers[index] = Err(Error::NoAnswer);
-                masters.handle().spawn(tell(master, claim));
+                masters.handle().spawn(async move { _ = tell(master, claim, index).await });
             }
             Treatment::Skip => {}
         }
@@ -140,7 +172,7 @@ impl<'a> Round<'a> {
     fn ask(&mut self, index: usize, master: Arc<Master>, claim: Arc<Claim>) {
         self.answers[index] = Err(Error::NotAwaited);
         let sending = Sending::new(planted::released(&claim.resources).len(), &self.unsent);
-        let ask = ask_or_tell(master, claim, self.masters.handle().clone(), sending);
+        let ask = ask_or_tell(master, claim, index, self.masters.handle().clone(), sending);
         self.asked.push(ask.map(move |answer| (index, answer)).boxed());
     }
 
@@ -219,11 +251,14 @@ impl Drop for Sending {
 }
 
 /// Wait for the answer. A connection that was waited for in vain carries the release all the same, when it is there.
-async fn ask_or_tell(master: Arc<Master>, claim: Arc<Claim>, handle: Handle, sending: Sending) -> Answer {
+async fn ask_or_tell(master: Arc<Master>, claim: Arc<Claim>, index: usize, handle: Handle, sending: Sending) -> Answer {
     let answer = ask(&master, &claim, &sending).await;
     drop(sending);
+    if answer.is_ok() {
+        claim.note_released(index);
+    }
     if answer == Err(Error::NoAnswer) && master.is_connecting() {
-        handle.spawn(tell(master, claim));
+        handle.spawn(async move { _ = tell(master, claim, index).await });
     }
     answer
 }
@@ -257,8 +292,10 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Send
 }
 
 /// Release where nobody waits for the answer, so that nobody may be there for a `NOSCRIPT`: the script goes along.
-async fn tell(master: Arc<Master>, claim: Arc<Claim>) {
-    _ = of_each(planted::released(&claim.resources), |resource| tell_of(resource, &master, &claim)).await;
+pub(super) async fn tell(master: Arc<Master>, claim: Arc<Claim>, index: usize) -> Result<(), Error> {
+    let replies = of_each(planted::released(&claim.resources), |resource| tell_of(resource, &master, &claim)).await?;
+    let answers: Result<Vec<_>, _> = replies.into_iter().map(script::release).collect();
+    answers.map(|_| claim.note_released(index))
 }
 
 async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Value, Error> {

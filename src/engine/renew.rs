@@ -134,6 +134,7 @@ impl SharedLease {
     /// It is lost: tell the holder, once.
     pub fn lose(&self, reason: Reason) {
         if self.with(|state| state.lose(reason)) {
+            self.claim.give_back();
             self.listener.lost(reason);
         }
         self.changed.tell();
@@ -192,6 +193,7 @@ impl SharedLease {
             (None, Err(reason)) => (Err(reason), state.extension_failed(now, reason)),
         });
         if let (Err(reason), true) = (result, is_lost) {
+            self.claim.give_back();
             self.listener.lost(reason);
         }
         self.changed.tell();
@@ -226,6 +228,9 @@ impl SharedLease {
     /// It is about to be released. Returns whether that is to be done: not twice.
     pub fn begin_release(&self, now: Instant) -> bool {
         self.is_given_back.store(!planted::is(Bug::KeeperGoesOn), Ordering::Relaxed);
+        if !planted::is(Bug::KeeperGoesOn) {
+            self.claim.give_back();
+        }
         let is_first = self.with(|state| state.begin_release(now));
         if is_first {
             self.changed.tell();

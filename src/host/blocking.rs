@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn no_wait_is_longer_than_the_longest() {
         for rest in [Some(Duration::from_secs(3600)), None] {
-            let mut session = Session::new(&[], Arc::default(), Arc::new(System::default()));
+            let mut session = Session::new(&[], Arc::default(), Arc::default(), Arc::new(System::default()));
             let mut waits = Vec::new();
             let operation = |masters: Arc<Masters>, cancel: Cancel| async move {
                 match rest {

@@ -5,16 +5,19 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::{Pid, getpid};
+use rustix::thread::gettid;
 
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::Session;
+use crate::engine::owed;
 use crate::engine::renew::{SharedLease, Waits, keep, release_lease};
 use crate::host::pool::{InProcess, Pool};
 use crate::host::{System, blocking};
@@ -34,6 +37,9 @@ const LATE: Duration = Duration::from_millis(20);
 /// A session that has nothing to do is kept for so long: the next lease finds its connections.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a thread that has ended may still be listed, at most.
+const LONGEST_LISTED: Duration = Duration::from_millis(10);
+
 /// What the engine needs is on the heap; a TLS handshake takes most of this.
 const STACK_SIZE: usize = 512 * 1024;
 
@@ -51,7 +57,16 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
     };
     let process = current();
     lease.on_hurry(|| current().hurry());
-    process.post(Job { home: Arc::clone(pool.here()), lease, task: Task::Keep }, due)
+    process.post(Job { home: Arc::clone(pool.here()), task: Task::Keep(lease) }, due)
+}
+
+/// See to what the masters are owed by what was done in this process.
+///
+/// # Errors
+///
+/// The thread cannot be started.
+pub(super) fn settle(home: Arc<InProcess>) -> io::Result<()> {
+    current().post(Job { home, task: Task::Settle }, Instant::default())
 }
 
 /// Release a lease, although no caller waits for it.
@@ -60,13 +75,28 @@ pub fn renew(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
 ///
 /// The thread cannot be started.
 pub fn release_later(pool: &Pool, lease: Arc<SharedLease>) -> io::Result<()> {
-    current().post(Job { home: Arc::clone(pool.here()), lease, task: Task::Release }, Instant::default())
+    current().post(Job { home: Arc::clone(pool.here()), task: Task::Release(lease) }, Instant::default())
 }
 
 /// The process is about to end: release all leases that are renewed, and wait for that as long as it goes on: no longer
 /// than `patience` for the next answer, and no longer than ten times that in all.
 pub fn finish(patience: Duration) {
     current().finish(patience);
+}
+
+/// The process is about to fork: the thread ends, so that the child finds no mutex locked, and the interpreter has no other
+/// thread to warn of. What it has in hand stays as it is until [`resume`].
+pub fn pause() {
+    current().pause();
+}
+
+/// The process has forked: the thread goes on.
+///
+/// # Errors
+///
+/// The thread cannot be started. The next job tries again.
+pub fn resume() -> io::Result<()> {
+    current().resume()
 }
 
 /// The driver of this process. A forked child has its own, and does not touch its parent's.
@@ -87,12 +117,19 @@ struct Process {
     /// The thread has ended, or has one task more or less.
     progress: Condvar,
     is_asleep: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// What the system calls it.
+    thread_id: AtomicI32,
+    /// What the thread has in hand while it is not there.
+    paused: Mutex<Option<Lanes>>,
     child: OnceLock<Arc<Process>>,
 }
 
 #[derive(Default)]
 struct Mail {
     jobs: Vec<Job>,
+    /// The thread is to end, and to leave what it has in hand.
+    pauses: bool,
     /// What ends the wait of the thread, if there is one and it waits.
     alarm: Option<Alarm>,
     /// When it looks for jobs again.
@@ -121,20 +158,21 @@ enum Finish {
 
 struct Job {
     home: Arc<InProcess>,
-    lease: Arc<SharedLease>,
     task: Task,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Task {
-    Keep,
-    Release,
+    Keep(Arc<SharedLease>),
+    Release(Arc<SharedLease>),
+    Settle,
 }
 
 impl Default for Process {
     fn default() -> Self {
-        let (mail, progress) = (Mutex::default(), Condvar::new());
-        Self { pid: getpid(), mail, progress, is_asleep: AtomicBool::new(false), child: OnceLock::new() }
+        let (mail, progress, is_asleep) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        let (thread, thread_id) = (Mutex::default(), AtomicI32::default());
+        let (paused, child) = (Mutex::default(), OnceLock::new());
+        Self { pid: getpid(), mail, progress, is_asleep, thread, thread_id, paused, child }
     }
 }
 
@@ -162,7 +200,7 @@ impl Process {
 
     /// Start the thread; what ends its wait. All signals are for the interpreter's threads, which wait for them.
     fn start(self: &Arc<Self>) -> io::Result<Alarm> {
-        let mut ear = Session::new(&[], Arc::default(), Arc::new(System::default()));
+        let mut ear = Session::new(&[], Arc::default(), Arc::default(), Arc::new(System::default()));
         let (bell, process) = (ear.handle().effects().alarm(ear.handle())?, Arc::clone(self));
         ear.turn(); // or the first wait would not hear the bell
         let alarm: Alarm = Arc::new(move || {
@@ -170,12 +208,43 @@ impl Process {
                 bell();
             }
         });
-        let lanes = Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, list: Vec::new() };
+        self.drive(Lanes { process: Arc::clone(self), alarm: Arc::clone(&alarm), ear, list: Vec::new() })?;
+        Ok(alarm)
+    }
+
+    fn drive(&self, lanes: Lanes) -> io::Result<()> {
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let builder = thread::Builder::new().name("redlock-driver".into()).stack_size(STACK_SIZE);
         let started = builder.spawn(move || lanes.run());
         before.thread_set_mask()?;
-        started.map(|_| alarm)
+        *locked(&self.thread) = Some(started?);
+        Ok(())
+    }
+
+    fn pause(&self) {
+        let Some(thread) = locked(&self.thread).take() else { return };
+        let mut mail = locked(&self.mail);
+        mail.pauses = true;
+        mail.wake();
+        drop(mail);
+        // Also one that is about to end by itself.
+        _ = thread.join();
+        // Linux lists a thread for a moment longer, and that is where the interpreter counts them.
+        let listed = format!("/proc/self/task/{}", self.thread_id.load(Ordering::Relaxed));
+        let end = BootClock.now().after(LONGEST_LISTED);
+        while Path::new(&listed).exists() && BootClock.now() < end {
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn resume(&self) -> io::Result<()> {
+        locked(&self.mail).pauses = false;
+        let paused = locked(&self.paused).take();
+        let resumed = paused.map_or(Ok(()), |lanes| self.drive(lanes));
+        if resumed.is_err() {
+            locked(&self.mail).alarm = None;
+        }
+        resumed
     }
 
     fn finish(&self, patience: Duration) {
@@ -202,7 +271,7 @@ impl Process {
     fn may_sleep(&self, deadline: Instant) -> bool {
         let mut mail = locked(&self.mail);
         mail.wakes_at = deadline;
-        mail.jobs.is_empty() && mail.finish != Finish::Asked
+        mail.jobs.is_empty() && mail.finish != Finish::Asked && !mail.pauses
     }
 }
 
@@ -219,10 +288,14 @@ struct Lane {
     home: Arc<InProcess>,
     session: Session,
     leases: Vec<Weak<SharedLease>>,
-    /// Each task on the session has a clone.
+    /// Each task on the session that has to do with a lease has a clone, and that which settles what is owed.
     at_work: Arc<()>,
+    settles: Arc<()>,
     /// It is of the manager's pool, and goes back there.
     is_lent: bool,
+    /// How long it stays when it has nothing to do. Leases come in series; a debt is no reason for a thread to stay, which
+    /// a process that forks would be warned of.
+    lingers: Duration,
     idle_since: Option<Instant>,
     has_told_news: bool,
 }
@@ -230,21 +303,32 @@ struct Lane {
 impl Lanes {
     /// The thread. If it panics, all leases are lost, and it goes on with the next ones.
     fn run(mut self) {
-        while catch_unwind(AssertUnwindSafe(|| self.attend())).is_err() {
+        self.process.thread_id.store(gettid().as_raw_nonzero().get(), Ordering::Relaxed);
+        let is_paused = loop {
+            if let Ok(is_paused) = catch_unwind(AssertUnwindSafe(|| self.attend())) {
+                break is_paused;
+            }
             for lane in std::mem::take(&mut self.list) {
                 lane.leases.iter().filter_map(Weak::upgrade).for_each(|lease| lease.lose(Reason::Unavailable));
             }
+        };
+        if is_paused {
+            let process = Arc::clone(&self.process);
+            *locked(&process.paused) = Some(self);
         }
     }
 
-    /// Work until there is nothing left to do.
-    fn attend(&mut self) {
+    /// Work until there is nothing left to do, or, as is returned, the process is about to fork.
+    fn attend(&mut self) -> bool {
         loop {
             self.take_up();
             self.list.iter_mut().for_each(Lane::turn);
             self.sweep();
             if self.is_over() {
-                return;
+                return false;
+            }
+            if locked(&self.process.mail).pauses {
+                return true;
             }
             self.wait();
         }
@@ -279,20 +363,21 @@ impl Lanes {
         }
     }
 
-    fn begin(&mut self, Job { home, lease, task }: Job) {
-        if task == Task::Keep && lease.is_over() {
-            return;
-        }
-        let owing = if task == Task::Release { home.lend_owing(&lease.claim().key) } else { None };
+    fn begin(&mut self, Job { home, task }: Job) {
+        let owing = match &task {
+            Task::Keep(lease) if lease.is_over() => return,
+            Task::Release(lease) => home.lend_owing(&lease.claim().key),
+            Task::Keep(_) | Task::Settle => None,
+        };
         let is_lent = owing.is_some();
         let known = self.list.iter_mut().find(|lane| !is_lent && !lane.is_lent && Arc::ptr_eq(&lane.home, &home));
         if let Some(lane) = known {
-            return lane.begin(lease, task);
+            return lane.begin(task);
         }
         let session = owing.unwrap_or_else(|| home.new_session());
         let mut lane = Lane::new(home, session, is_lent);
         lane.session.handle().let_others_wake(Some(Arc::clone(&self.alarm)));
-        lane.begin(lease, task);
+        lane.begin(task);
         self.list.push(lane);
     }
 
@@ -339,30 +424,43 @@ impl Lanes {
 
 impl Lane {
     fn new(home: Arc<InProcess>, session: Session, is_lent: bool) -> Self {
-        let (leases, at_work) = (Vec::new(), Arc::default());
-        Self { home, session, leases, at_work, is_lent, idle_since: None, has_told_news: false }
+        let (leases, at_work, settles) = Default::default();
+        let (lingers, idle_since) = (Duration::ZERO, None);
+        Self { home, session, leases, at_work, settles, is_lent, lingers, idle_since, has_told_news: false }
     }
 
-    fn begin(&mut self, lease: Arc<SharedLease>, task: Task) {
-        if task == Task::Keep {
-            self.leases.push(Arc::downgrade(&lease));
-        }
+    fn begin(&mut self, task: Task) {
         let (at_work, home) = (Arc::clone(&self.at_work), Arc::clone(&self.home));
-        self.session.spawn(|masters| async move {
-            if task == Task::Release {
-                release_lease(&masters, &lease, Waits::ForAnswers).await;
-            } else if keep(masters, Arc::clone(&lease)).await {
-                // Taken up in the next turn of this thread.
-                _ = current().post(Job { home, lease, task: Task::Release }, Instant::default());
+        match task {
+            Task::Keep(lease) => {
+                self.leases.push(Arc::downgrade(&lease));
+                self.lingers = LINGER;
+                self.session.spawn(|masters| async move {
+                    if keep(masters, Arc::clone(&lease)).await {
+                        // Taken up in the next turn of this thread.
+                        _ = current().post(Job { home, task: Task::Release(lease) }, Instant::default());
+                    }
+                    drop(at_work);
+                });
             }
-            drop(at_work);
-        });
+            Task::Release(lease) => self.session.spawn(|masters| async move {
+                release_lease(&masters, &lease, Waits::ForAnswers).await;
+                drop(at_work);
+            }),
+            Task::Settle => {
+                let settles = Arc::clone(&self.settles);
+                self.session.spawn(|masters| async move {
+                    owed::settle(masters).await;
+                    drop(settles);
+                });
+            }
+        }
     }
 
     /// What is to be done to release all leases.
     fn finish(&mut self) -> Vec<Job> {
         let leases = std::mem::take(&mut self.leases).into_iter().filter_map(|lease| lease.upgrade());
-        let release = |lease| Job { home: Arc::clone(&self.home), lease, task: Task::Release };
+        let release = |lease| Job { home: Arc::clone(&self.home), task: Task::Release(lease) };
         leases.filter(|lease| !lease.is_over()).map(release).collect()
     }
 
@@ -376,7 +474,7 @@ impl Lane {
     }
 
     fn at_work(&self) -> usize {
-        Arc::strong_count(&self.at_work) - 1
+        Arc::strong_count(&self.at_work) - 1 + self.home.owed().unsent()
     }
 
     /// Whether there is something to do on it, or will be soon.
@@ -385,17 +483,17 @@ impl Lane {
         if self.leases.len() > 2 * at_work {
             self.leases.retain(|lease| lease.strong_count() > 0);
         }
-        if at_work > 0 {
+        if at_work > 0 || (Arc::strong_count(&self.settles) > 1 && !is_finishing) {
             self.idle_since = None;
             return true;
         }
         let idle_since = *self.idle_since.get_or_insert(now);
-        !self.is_lent && !is_finishing && now.since(idle_since) < LINGER
+        !self.is_lent && !is_finishing && now.since(idle_since) < self.lingers
     }
 
     /// When it is looked at again, if nothing happens.
     fn closes_at(&self) -> Instant {
-        self.idle_since.map_or(Instant::from_zero(Duration::MAX), |since| since.after(LINGER))
+        self.idle_since.map_or(Instant::from_zero(Duration::MAX), |since| since.after(self.lingers))
     }
 }
 
@@ -446,7 +544,7 @@ mod tests {
     }
 
     fn renew(process: &Arc<Process>, lease: &Arc<SharedLease>) {
-        let job = Job { home: Arc::clone(Pool::default().here()), lease: Arc::clone(lease), task: Task::Keep };
+        let job = Job { home: Arc::clone(Pool::default().here()), task: Task::Keep(Arc::clone(lease)) };
         process.post(job, BootClock.now()).unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! The sessions of one manager: one for each caller at work, kept for the next.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -9,9 +9,11 @@ use rustix::process::{Pid, getpid};
 
 use crate::engine::acquire::Cancel;
 use crate::engine::crowd::Crowds;
+use crate::engine::owed::{Keeper, Owed};
 use crate::engine::{Masters, Session};
 use crate::host::System;
 use crate::host::blocking::{self, Ended};
+use crate::host::driver;
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
@@ -37,6 +39,7 @@ pub struct InProcess {
     journal: Arc<Journal>,
     masters: Vec<(Arc<Endpoint>, Arc<Health>)>,
     crowds: Arc<Crowds>,
+    owed: Arc<Owed>,
     system: System,
     sessions: Mutex<Sessions>,
     is_for_last_call: AtomicBool,
@@ -65,7 +68,7 @@ impl Pool {
     #[must_use]
     pub fn new(endpoints: Vec<Arc<Endpoint>>, guards: Guards) -> Self {
         let guards = Arc::new(guards);
-        let first = Arc::new(InProcess::new(&endpoints, &guards));
+        let first = InProcess::new(&endpoints, &guards);
         Self { endpoints, guards, first }
     }
 
@@ -75,7 +78,7 @@ impl Pool {
         let pid = getpid();
         let mut link = &self.first;
         while link.pid != pid {
-            link = link.child.get_or_init(|| Arc::new(link.inherit(&self.endpoints, &self.guards)));
+            link = link.child.get_or_init(|| link.inherit(&self.endpoints, &self.guards));
         }
         link
     }
@@ -160,8 +163,24 @@ impl Drop for Debt<'_> {
     }
 }
 
+/// What is owed does not keep the sessions alive.
+struct Home(Weak<InProcess>);
+
+impl Keeper for Home {
+    fn settle(&self) -> bool {
+        self.0.upgrade().is_some_and(|home| driver::settle(home).is_ok())
+    }
+
+    fn look(&self) {
+        if let Some(home) = self.0.upgrade() {
+            let idle = &mut locked(&home.sessions).idle;
+            (0..idle.count()).for_each(|index| idle.catch_up(index));
+        }
+    }
+}
+
 impl InProcess {
-    fn new(endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
+    fn new(endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Arc<Self> {
         let journal = Arc::new(Journal::default());
         let health = |endpoint: &Arc<Endpoint>| {
             Arc::new(Health::new(endpoint.to_string(), Arc::clone(&journal), Arc::clone(guards)))
@@ -169,7 +188,10 @@ impl InProcess {
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         let (crowds, system, sessions) = (Arc::default(), System::default(), Mutex::default());
         let (is_for_last_call, back, child) = (AtomicBool::new(false), Condvar::new(), OnceLock::new());
-        Self { pid: getpid(), journal, masters, crowds, system, sessions, is_for_last_call, back, child }
+        Arc::new_cyclic(|me: &Weak<Self>| {
+            let owed = Arc::new(Owed::new(Box::new(Home(Weak::clone(me)))));
+            Self { pid: getpid(), journal, masters, crowds, owed, system, sessions, is_for_last_call, back, child }
+        })
     }
 
     /// Whether this is that process, and no child that was forked meanwhile.
@@ -223,6 +245,12 @@ impl InProcess {
         }
     }
 
+    /// What masters are owed.
+    #[must_use]
+    pub fn owed(&self) -> &Owed {
+        &self.owed
+    }
+
     /// What there is to log.
     #[must_use]
     pub fn journal(&self) -> &Journal {
@@ -254,11 +282,21 @@ impl InProcess {
     /// A session that is the caller's alone, for as long as it likes.
     #[must_use]
     pub fn new_session(&self) -> Session {
-        let session = Session::new(&self.masters, Arc::clone(&self.crowds), Arc::new(self.system.clone()));
+        let session = self.session(Arc::clone(&self.owed));
         if self.is_for_last_call.load(Ordering::Relaxed) {
             session.is_for_last_call();
         }
         session
+    }
+
+    /// A session of an event loop, which sees by itself to what is owed.
+    #[must_use]
+    pub fn loop_session(&self) -> Session {
+        self.session(Arc::default())
+    }
+
+    fn session(&self, owed: Arc<Owed>) -> Session {
+        Session::new(&self.masters, Arc::clone(&self.crowds), owed, Arc::new(self.system.clone()))
     }
 
     /// The process ends after its call: new sessions are for that.
@@ -268,7 +306,7 @@ impl InProcess {
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on
     /// using them.
-    fn inherit(&self, endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Self {
+    fn inherit(&self, endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Arc<Self> {
         if let Ok(mut sessions) = self.sessions.try_lock() {
             sessions.idle.clear();
         }
@@ -282,7 +320,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn owing(key: &[u8], worker: ThreadId) -> InProcess {
+    fn owing(key: &[u8], worker: ThreadId) -> Arc<InProcess> {
         let home = InProcess::new(&[], &Arc::default());
         locked(&home.sessions).owed.push((key.to_vec(), worker));
         home

@@ -37,6 +37,11 @@ impl Routes {
         self.nodes.iter().any(|node| node.awaits(key))
     }
 
+    /// How many commands that take the claim with this key have no answer yet from any node.
+    pub(super) fn unanswered(&self, key: &[u8]) -> usize {
+        self.nodes.iter().map(|node| node.unanswered(key)).sum()
+    }
+
     /// Whether a connection to some node is being made.
     pub(super) fn is_connecting(&self) -> bool {
         self.nodes.iter().any(|node| node.is_connecting())

@@ -25,6 +25,9 @@ pub struct Guards {
     longest_ttl_ms: AtomicU64,
 }
 
+/// Where no lock was asked for yet, as in a process that only releases, others may have asked for this.
+const LEAST_LONGEST: Duration = Duration::from_secs(10);
+
 impl Guards {
     /// Guards as the caller chose; `ttl_ms` is the longest TTL in use anywhere, as far as known.
     #[must_use]
@@ -34,9 +37,15 @@ impl Guards {
 
     /// A lock is asked for, for so long.
     pub fn note_ttl(&self, ttl_ms: u64) {
-        if self.restart || self.clock {
+        if ttl_ms > self.longest_ttl_ms.load(Ordering::Relaxed) {
             self.longest_ttl_ms.fetch_max(ttl_ms, Ordering::Relaxed);
         }
+    }
+
+    /// The longest time for which a lock was asked for, as far as known.
+    #[must_use]
+    pub fn longest_ttl(&self) -> Duration {
+        Duration::from_millis(self.longest_ttl_ms.load(Ordering::Relaxed)).max(LEAST_LONGEST)
     }
 
     /// How long any lock may be held that a master does not know of any more.

@@ -242,7 +242,10 @@ impl Link {
             // The driver would still write it out before it closes, and nothing could follow.
             return Err(self.0.life.error());
         }
-        let _unanswered = taking.map(|taking| Unanswered::new(self, taking));
+        let _unanswered = match taking.map(|taking| Unanswered::new(self, taking)) {
+            Some(None) => return Err(Error::NotSent),
+            unanswered => unanswered.flatten(),
+        };
         let _expected = self.0.outstanding.expect();
         let (sent, absent) = (self.0.handle.now(), self.0.handle.unattended());
         let mut connection = self.0.connection.clone();
@@ -269,6 +272,12 @@ impl Link {
     pub fn awaits(&self, key: Option<&[u8]>) -> bool {
         let waits = |pending: &Pending| !pending.is_released && key.is_none_or(|key| pending.taking.claim.key == key);
         self.is_open() && locked(&self.0.unanswered).iter().any(waits)
+    }
+
+    /// How many commands that take the claim with this key have no answer yet.
+    #[must_use]
+    pub fn unanswered(&self, key: &[u8]) -> usize {
+        locked(&self.0.unanswered).iter().filter(|pending| pending.taking.claim.key == key).count()
     }
 
     /// The release of `claim` is about to be sent here: nothing can overtake what this connection still owes.
@@ -352,13 +361,17 @@ async fn drive(driver: impl Future<Output = ()> + Send, life: Arc<Life>) {
 struct Unanswered<'a> {
     link: &'a Link,
     taking: Taking,
+    is_sent: bool,
 }
 
 impl<'a> Unanswered<'a> {
-    fn new(link: &'a Link, taking: Taking) -> Self {
-        taking.claim.sent_to(taking.master);
+    /// `None` if the claim is being released: it must not be taken any more.
+    fn new(link: &'a Link, taking: Taking) -> Option<Self> {
+        // First, so that whoever releases it meanwhile finds where it is.
         locked(&link.0.unanswered).push(Pending { taking: taking.clone(), is_released: false });
-        Self { link, taking }
+        let is_sent = taking.claim.sent_to(taking.master);
+        let unanswered = Self { link, taking, is_sent };
+        is_sent.then_some(unanswered)
     }
 }
 
@@ -370,6 +383,8 @@ impl Drop for Unanswered<'_> {
             unanswered.remove(index);
         }
         drop(unanswered);
-        self.taking.claim.settled_at(self.taking.master);
+        if self.is_sent {
+            self.taking.claim.settled_at(self.taking.master);
+        }
     }
 }

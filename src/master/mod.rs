@@ -107,6 +107,12 @@ impl Master {
         self.health.guards().note_ttl(ttl_ms);
     }
 
+    /// The longest time for which a lock was asked for, as far as known.
+    #[must_use]
+    pub fn longest_ttl(&self) -> Duration {
+        self.health.guards().longest_ttl()
+    }
+
     /// Why its vote is not to be relied on now, if it is not.
     #[must_use]
     pub fn doubt(&self) -> Option<Error> {
@@ -149,6 +155,12 @@ impl Master {
     #[must_use]
     pub fn awaits(&self, key: Option<&[u8]>) -> bool {
         locked(&self.routes).awaits(key)
+    }
+
+    /// How many commands that take the claim with this key have no answer yet here.
+    #[must_use]
+    pub fn unanswered(&self, key: &[u8]) -> usize {
+        locked(&self.routes).unanswered(key)
     }
 
     /// Whether a command about `resource` would go out at once.

@@ -80,6 +80,14 @@ impl Node {
         matches!(&*locked(&self.state), State::Linked(link) if link.awaits(key))
     }
 
+    /// How many commands that take the claim with this key have no answer yet on the connection that it has now.
+    pub(super) fn unanswered(&self, key: &[u8]) -> usize {
+        match &*locked(&self.state) {
+            State::Linked(link) => link.unanswered(key),
+            _ => 0,
+        }
+    }
+
     /// Whether a connection is being made.
     pub(super) fn is_connecting(&self) -> bool {
         matches!(&*locked(&self.state), State::Connecting(_))

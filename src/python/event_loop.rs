@@ -80,7 +80,7 @@ impl LoopSession {
 impl LoopSession {
     pub(super) fn new(engine: Py<Engine>, home: Arc<InProcess>) -> Self {
         let state = State {
-            session: home.new_session(),
+            session: home.loop_session(),
             finished: Arc::default(),
             cancels: HashMap::new(),
             last_operation: 0,

@@ -364,6 +364,18 @@ pub(super) fn finish(py: Python<'_>, seconds: f64) {
     py.detach(|| driver::finish(Duration::try_from_secs_f64(seconds).unwrap_or_default()));
 }
 
+/// The process is about to fork: end the thread of the driver, until [`resume_driver`].
+#[pyfunction]
+pub(super) fn pause_driver(py: Python<'_>) {
+    py.detach(driver::pause);
+}
+
+/// The process has forked: go on.
+#[pyfunction]
+pub(super) fn resume_driver(py: Python<'_>) -> PyResult<()> {
+    py.detach(driver::resume).map_err(Into::into)
+}
+
 pub(super) const fn word(reason: Reason) -> &'static str {
     match reason {
         Reason::Expired => "expired",

@@ -24,7 +24,7 @@ mod _redlock {
     #[pymodule_export]
     use super::event_loop::LoopSession;
     #[pymodule_export]
-    use super::lease::{Events, LeaseState, finish};
+    use super::lease::{Events, LeaseState, finish, pause_driver, resume_driver};
     #[pymodule_export]
     use super::operation::Operation;
     #[pymodule_export]

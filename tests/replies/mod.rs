@@ -105,7 +105,7 @@ impl<'a> Stage<'a> {
                 (endpoint, health)
             })
             .collect();
-        let session = Session::new(&endpoints, Arc::default(), Arc::new(world.clone()));
+        let session = Session::new(&endpoints, Arc::default(), Arc::default(), Arc::new(world.clone()));
         Self { world, session, masters, steps: steps.iter(), sulking: vec![false; masters] }
     }
 

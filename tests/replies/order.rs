@@ -148,7 +148,7 @@ fn grants_where_one_connects_late(is_last_call: bool) -> usize {
     stage.world.open(2, |connection| answer_all(connection, Says::Yes));
     stage.turn();
     let sent = stage.world.open(2, |connection| connection.names()).unwrap();
-    assert_eq!(sent.contains(&"SET".to_owned()), is_last_call);
+    assert!(sent.contains(&"SET".to_owned()));
     result.try_recv().map_or(0, |held| held.unwrap().votes.iter().filter(|vote| vote.is_ok()).count())
 }
 

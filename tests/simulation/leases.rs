@@ -10,6 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use redlock::clock::Instant;
 use redlock::engine::acquire::Held;
+use redlock::engine::owed::settle;
 use redlock::engine::release::Answer;
 use redlock::engine::renew::{Listener, SharedLease, Waits, keep, release_lease};
 use redlock::lease::{Lease, Reason, Ttl};
@@ -94,6 +95,8 @@ struct Driver {
 enum Task {
     Keep,
     Release,
+    /// Of no operation.
+    Settle,
 }
 
 /// What the world knows of a lease.
@@ -247,7 +250,7 @@ impl World {
     }
 
     /// The longest that the thread of a driver is not scheduled at a time.
-    fn lateness(&self) -> Nanos {
+    pub fn lateness(&self) -> Nanos {
         if self.leases.habits.is_late > 0.0 { self.plan.ttl_ms * MS / 2 } else { 0 }
     }
 
@@ -281,20 +284,44 @@ impl World {
             lanes.for_each(|seat| seat.session.was_left_alone(Duration::from_nanos(absent)));
         }
         let jobs = std::mem::take(&mut self.leases.drivers[client].jobs);
-        let releases: Vec<usize> = jobs.into_iter().filter_map(|(op, task)| self.begin_job(client, op, task)).collect();
-        // As in the thread: first what it renews, then what it releases on other sessions.
-        let renewals = self.leases.drivers[client].session;
-        renewals.into_iter().chain(releases).for_each(|session| self.turn(session));
+        let begun: Vec<usize> = jobs.into_iter().filter_map(|(op, task)| self.begin_job(client, op, task)).collect();
+        // As in the thread: first its own session, then others.
+        let own = self.leases.drivers[client].session;
+        own.into_iter()
+            .chain(begun.into_iter().filter(|&session| Some(session) != own))
+            .for_each(|session| self.turn(session));
     }
 
-    /// Returns the session of a release.
+    /// The drivers are told to see to what masters are owed, and idle sessions take in what has come.
+    pub fn begin_to_settle(&mut self) {
+        for client in std::mem::take(&mut open(&self.deeds).looking) {
+            for session in 0..self.seats.len() {
+                if self.seats[session].client == client && !self.seats[session].attended {
+                    self.attend(session);
+                    self.leave(session);
+                }
+            }
+        }
+        let owing = std::mem::take(&mut open(&self.deeds).owing);
+        for client in owing {
+            let delay = if self.leases.habits.is_late > 0.0 { self.draw_lateness() } else { 0 };
+            self.post(client, usize::MAX, Task::Settle, delay);
+        }
+    }
+
+    /// Returns the session that it is begun on, if that is to take a turn.
     fn begin_job(&mut self, client: usize, op: usize, task: Task) -> Option<usize> {
+        if task == Task::Settle {
+            let session = self.driver_session(client);
+            self.seats[session].session.spawn(settle);
+            return None;
+        }
         let lease = Arc::clone(&self.leases.books[&op].lease);
         if task == Task::Keep {
-            let session = self.driver_session(client);
+            let session = self.keeping_session(client);
             let result = self.seats[session].session.start(|masters| keep(masters, lease));
             self.leases.renewing.push(Renewing { op, session, result });
-            return None;
+            return Some(session);
         }
         let session = self.lend_to_driver(client, op);
         let result = self.seats[session]
@@ -305,12 +332,22 @@ impl World {
         Some(session)
     }
 
+    /// An event loop renews its leases on its own session.
+    fn keeping_session(&mut self, client: usize) -> usize {
+        let of_loop = |worker: &Worker| (worker.client == client).then_some(worker.session).flatten();
+        match self.clients[client].plan.sharing {
+            Sharing::Loop => self.workers.iter().find_map(of_loop).unwrap(),
+            Sharing::Own | Sharing::Pool => self.driver_session(client),
+        }
+    }
+
     fn driver_session(&mut self, client: usize) -> usize {
         if let Some(session) = self.leases.drivers[client].session {
             return session;
         }
         let random = StdRng::from_rng(&mut self.leases.random);
-        let session = self.add_session(client, random);
+        let owed = Arc::clone(&self.clients[client].owed);
+        let session = self.add_session(client, owed, random);
         self.attend_as_driver(session);
         self.leases.drivers[client].session = Some(session);
         session
@@ -434,6 +471,13 @@ impl World {
         }
     }
 
+    /// The release of a lock that is no lease begins.
+    pub fn note_plain_release(&mut self, op: usize) {
+        let (book, now) = (&self.leases.books[&op], self.now());
+        let shown = self.shown(self.workers[book.worker].client);
+        self.leases.books.get_mut(&op).unwrap().released_at.get_or_insert((shown, now));
+    }
+
     /// What is held for as long as it may be is released.
     fn end_renewals(&mut self, client: usize, session: usize) {
         let mut given_back = Vec::new();
@@ -495,13 +539,11 @@ impl World {
         released_at.is_some_and(|(_, at)| at < self.now())
     }
 
-    /// Whether `SET` may be written for a lock that was granted before: an extension may give it again to a master that
-    /// has lost it, until the lock has run out by our own clock, or is released.
+    /// Whether `SET` may be written for a lock that was granted before: masters that do not have it, or not any more, get
+    /// it until it has run out by our own clock, or is released.
     pub fn may_retake(&self, op: usize) -> bool {
         let Some(book) = self.leases.books.get(&op) else { return false };
-        let now = self.shown(self.workers[book.worker].client);
-        let may_not = self.extensions.iter().any(|extension| extension.op == op && extension.valid_until.is_none());
-        !may_not && now < book.lease.with(|state| state.lost_at())
+        self.shown(self.workers[book.worker].client) < book.lease.with(|state| state.expires_at())
     }
 
     /// Whether this release undoes a `SET` by which an extension gave a lock again that is still held: another release

@@ -22,6 +22,9 @@ use super::time::{MS, Nanos, SECOND};
 use super::wire::open;
 use super::world::{Event, World};
 
+/// How often a lock is looked for until it is to be on every master.
+const LOOKS: usize = 4;
+
 /// What is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
@@ -69,6 +72,8 @@ pub enum Rule {
     ToldLate,
     /// A lease is not held for longer than it may be.
     HeldTooLong,
+    /// A lock that is held is on every master that has been within reach for some time.
+    Incomplete,
     /// A release does not wait for one master, while a quorum of them is well and near.
     HeldUp,
     /// A holder is told within a second that its lock has run out, also where its machine slept meanwhile.
@@ -77,7 +82,7 @@ pub enum Rule {
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
@@ -101,6 +106,7 @@ impl Rule {
         Self::ToldLate,
         Self::HeldTooLong,
         Self::HeldUp,
+        Self::Incomplete,
         Self::SleptThrough,
     ];
 }
@@ -396,12 +402,19 @@ impl World {
     }
 
     fn check_overtaken(&mut self, conn: usize, resource: &[u8], key: &[u8]) {
+        // Of several connections that it was sent on, each carries a release behind it.
+        let is = |(name, done): &(Vec<u8>, Vec<u8>)| name == resource && done == key;
+        let here = &self.conns[conn];
+        if here.set.iter().any(is) && !here.answered.iter().any(is) {
+            return;
+        }
         let there = |here: &Conn| (here.client, here.master);
         let slower = self.oracle.attempts.get(key).into_iter().flat_map(|attempt| &attempt.conns).find(|&&other| {
             let here = &self.conns[other];
             other != conn
                 && there(here) == there(&self.conns[conn])
                 && here.is_held
+                && !self.is_held_back(other)
                 && !open(&here.wire).is_over()
                 && !here.answered.iter().chain(&here.released).any(|(name, done)| name == resource && done == key)
         });
@@ -581,6 +594,7 @@ impl World {
             attempt.decided.get_or_insert((session, self.seats[session].turns));
         }
         self.check_validity(op, held.validity_ms, held.expires_at);
+        self.schedule(self.now(), Event::LookForLock { op, lacking: Vec::new() });
         self.begin_belief(op, lease);
     }
 
@@ -695,7 +709,10 @@ impl World {
             }
         }
         self.end_operation(op);
-        let at = self.now() + 12 * self.plan.longest_delay();
+        // What its caller did not wait for is left to the driver.
+        let is_left = answers.iter().any(Result::is_err);
+        let after = if is_left { self.lateness() + 100 * MS } else { 0 };
+        let at = self.now() + 12 * self.plan.longest_delay() + after;
         self.schedule(at, Event::LookForKey { key: key.to_vec() });
         // Nor does it come back.
         self.schedule(at + self.plan.ttl_ms * MS / 2, Event::LookForKey { key: key.to_vec() });
@@ -715,6 +732,48 @@ impl World {
         if near >= quorum::majority(self.nodes.len()) && took > 16 * self.plan.longest_delay() {
             self.violation(Rule::HeldUp, &format!("op {op}: a release took {} µs, and {near} are near", took / 1000));
         }
+    }
+
+    /// How soon a master gets a lock that was not there when it was granted: the pause before it is tried again, and a
+    /// connection.
+    fn completion_bound(&self) -> Nanos {
+        SECOND + 200 * MS + 16 * self.plan.longest_delay() + self.lateness()
+    }
+
+    /// A lock that its holder believes in is on every master that has been within reach for long enough, unless another
+    /// has it there. `lacking` is how often in a row it was found missing on each.
+    pub fn look_for_lock(&mut self, op: usize, mut lacking: Vec<usize>) {
+        let Some(belief) = self.oracle.beliefs.iter().find(|belief| belief.op == op) else { return };
+        let (client, resources, key) = (belief.client, belief.resources.clone(), belief.key.clone());
+        let bound = self.completion_bound();
+        let since = self.now().saturating_sub(bound);
+        let was_away = self.is_paused(client) || self.clients[client].paused_at > since.saturating_sub(bound);
+        lacking.resize(self.nodes.len(), 0);
+        for (master, times) in lacking.iter_mut().enumerate() {
+            let node = &self.nodes[master].master;
+            let is_missing = resources.iter().any(|resource| node.holder(resource).is_none())
+                && !was_away
+                && self.was_within_reach(client, master, since)
+                && !self.is_excused(op, &key, master);
+            *times = if is_missing { *times + 1 } else { 0 };
+        }
+        if self.plan.broken.is_none()
+            && !self.plan.sleeps()
+            && let Some(master) = lacking.iter().position(|&times| times > LOOKS)
+        {
+            self.violation(Rule::Incomplete, &format!("op {op}: {} is not on master {master}", key.escape_ascii()));
+        }
+        let at = self.now() + bound / LOOKS as Nanos;
+        self.schedule(at, Event::LookForLock { op, lacking });
+    }
+
+    /// Whether a lock may be missing at a master that is well. An answer that comes after the grant is read when the
+    /// session is used again; and a connection that is given up carries the release of what is unanswered on it.
+    fn is_excused(&self, op: usize, key: &[u8], master: usize) -> bool {
+        let sent = self.oracle.attempts.get(key).into_iter().flat_map(|attempt| &attempt.conns);
+        let of_idle = |conn: &Conn| conn.master == master && !self.seats[conn.session].attended;
+        sent.map(|&conn| &self.conns[conn]).any(of_idle)
+            || self.facts_of(op, key, master).iter().any(|facts| facts.released)
     }
 
     /// What a master really did with a key, for each of its resources.

@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 30] = [
+    const BUGS: [Bug; 32] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -90,6 +90,8 @@ mod planted_bugs {
         Bug::DeadlineForgotten,
         Bug::HastyVerdict,
         Bug::ShunHung,
+        Bug::Incomplete,
+        Bug::ToldOnce,
         Bug::AwaitsAll,
         Bug::ConnectAgain,
         Bug::UncutWait,

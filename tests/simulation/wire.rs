@@ -35,6 +35,10 @@ pub struct Deeds {
     pub list: Vec<Deed>,
     /// The sessions in which others have woken a task.
     pub woken: BTreeSet<usize>,
+    /// The clients whose drivers are to see to what masters are owed.
+    pub owing: BTreeSet<usize>,
+    /// The clients whose idle sessions are to take in what has come.
+    pub looking: BTreeSet<usize>,
     connections: usize,
 }
 

@@ -155,6 +155,9 @@ impl World {
         let session = self.take_session(worker, Some(&claim.key));
         self.restart_operation(op, if hold.is_plain { self.release_bound() } else { self.lease_bound() });
         self.note_unlocking(op, session);
+        if hold.is_plain {
+            self.note_plain_release(op);
+        }
         // A plain lock is known by its key alone.
         let released = Claim::of_key(claim.resources.clone(), claim.key.clone(), Arc::clone(&claim.script));
         let (seat, released) = (&self.seats[session].session, Arc::new(released));

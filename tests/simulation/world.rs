@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redlock::engine::Session;
 use redlock::engine::crowd::Crowds;
+use redlock::engine::owed::Owed;
 use redlock::master::endpoint::{Address, Endpoint};
 use redlock::master::guard::Guards;
 use redlock::master::health::{Health, Journal};
@@ -63,6 +64,8 @@ pub enum Event {
     Extend { worker: usize, op: usize },
     /// The thread that renews a client's leases goes on.
     Drive { client: usize },
+    /// A lock that is held is to be on every master that has been within reach for long.
+    LookForLock { op: usize, lacking: Vec<usize> },
     /// A lease was held for as long as it may be.
     HoldEnds { op: usize },
     /// By now it is gone from masters that were within reach.
@@ -105,6 +108,8 @@ pub struct Client {
     pub wall: Arc<Clock>,
     pub healths: Vec<(Arc<Endpoint>, Arc<Health>)>,
     pub crowds: Arc<Crowds>,
+    /// What masters are owed by its sessions, but for that of an event loop.
+    pub owed: Arc<Owed>,
     pub idle: Vec<usize>,
     pub paused_until: Nanos,
     pub paused_in_all: Nanos,
@@ -166,6 +171,23 @@ pub struct World {
     events: u64,
     hasher: DefaultHasher,
     trace: Option<Vec<String>>,
+}
+
+/// As the pool of a process: the driver is told, and idle sessions read.
+struct Keeper {
+    client: usize,
+    deeds: Arc<Mutex<Deeds>>,
+}
+
+impl redlock::engine::owed::Keeper for Keeper {
+    fn settle(&self) -> bool {
+        open(&self.deeds).owing.insert(self.client);
+        true
+    }
+
+    fn look(&self) {
+        open(&self.deeds).looking.insert(self.client);
+    }
 }
 
 impl World {
@@ -236,6 +258,7 @@ impl World {
             wall,
             healths,
             crowds,
+            owed: self.owed_by(index),
             idle,
             paused_until,
             paused_in_all,
@@ -246,6 +269,10 @@ impl World {
         for number in 0..workers {
             self.add_worker(index, number, session);
         }
+    }
+
+    fn owed_by(&self, client: usize) -> Arc<Owed> {
+        Arc::new(Owed::new(Box::new(Keeper { client, deeds: Arc::clone(&self.deeds) })))
     }
 
     fn endpoint(&self, master: usize) -> Endpoint {
@@ -261,11 +288,13 @@ impl World {
     /// A session without connections; driven whenever there is something to do if it is an event loop's.
     pub fn new_session(&mut self, client: usize) -> usize {
         let random = StdRng::from_rng(&mut self.random);
-        self.add_session(client, random)
+        let is_loop = self.clients[client].plan.sharing == Sharing::Loop;
+        let owed = if is_loop { Arc::default() } else { Arc::clone(&self.clients[client].owed) };
+        self.add_session(client, owed, random)
     }
 
     /// The same, with what it draws from.
-    pub fn add_session(&mut self, client: usize, random: StdRng) -> usize {
+    pub fn add_session(&mut self, client: usize, owed: Arc<Owed>, random: StdRng) -> usize {
         let session = self.seats.len();
         let host = Host {
             session,
@@ -279,6 +308,7 @@ impl World {
             session: Session::new(
                 &self.clients[client].healths,
                 Arc::clone(&self.clients[client].crowds),
+                owed,
                 Arc::new(host),
             ),
             client,
@@ -376,6 +406,7 @@ impl World {
             Event::Reap { master, resource } => self.reap(master, &resource),
             Event::Extend { worker, op } => self.step_to_extend(worker, op),
             Event::Drive { client } => self.drive(client),
+            Event::LookForLock { op, lacking } => self.look_for_lock(op, lacking),
             Event::HoldEnds { op } => self.end_hold(op),
             Event::HoldEnded { op, late_before } => self.check_hold_ended(op, late_before),
             Event::Tell { worker, op } => self.tell(worker, op),
@@ -411,6 +442,7 @@ impl World {
         seat.session.turn();
         self.carry_out_deeds();
         self.end_turn_of_leases(session);
+        self.begin_to_settle();
         self.end_operations(session);
         self.end_extensions(session);
         self.end_turn(session);

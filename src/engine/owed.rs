@@ -1,0 +1,385 @@
+//! What masters are owed when a call has its result: a lock that they do not have yet, or a release that they have not
+//! confirmed.
+//!
+//! A session goes on only while a caller drives it, so what a call leaves undone is written down here. One task sees to
+//! it: on a session of the driver, or on that of the event loop.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, select};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use redis::Value;
+use tokio::sync::Mutex as AsyncMutex;
+
+use crate::claim::Claim;
+use crate::clock::Instant;
+use crate::engine::release::tell;
+use crate::engine::{Masters, fence as fencing, of_each};
+use crate::error::Error;
+use crate::fence::{self, Call};
+use crate::master::Master;
+use crate::master::link::{Link, Taking};
+use crate::runtime::locked;
+use crate::script::{self, Grant};
+
+/// How many debts are seen to at the same time, at most.
+const MOST_DEBTS: usize = 10_000;
+
+/// How long the caller's own session has for an answer, before the master is asked once more.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long it takes until that is read, if it has come; and how often it is looked for at most.
+const LOOKS: Duration = Duration::from_millis(10);
+
+/// How long a new debt may wait while others are seen to.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The first and the longest pause before a master is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What one master is owed.
+#[derive(Debug)]
+pub struct Debt {
+    /// The lock.
+    pub claim: Arc<Claim>,
+    /// The index of the master.
+    pub master: usize,
+    /// What it is to get.
+    pub what: What,
+    /// It was sent that, and the caller's own session may still get the answer.
+    pub is_sent: bool,
+    /// When it is owed nothing any more: the master will have forgotten the lock by itself, or its holder may not rely on
+    /// it any longer.
+    pub until: Instant,
+    /// How much longer than that masters keep it, whose clocks may differ.
+    pub drift: Duration,
+}
+
+/// What a master is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// The lock, with its fencing token, for what is left of its validity.
+    Lock(Option<u64>),
+    /// Its release.
+    Release,
+}
+
+impl Debt {
+    /// Until when it is owed: a lock as long as its holder may rely on it.
+    fn until(&self) -> Instant {
+        match self.what {
+            What::Lock(_) => self.claim.until().unwrap_or(self.until),
+            What::Release => self.until,
+        }
+    }
+
+    /// Whether it is a release that no session has sent there yet.
+    fn is_unsent(&self) -> bool {
+        self.what == What::Release && !self.is_sent
+    }
+
+    fn is_settled(&self, now: Instant) -> bool {
+        now >= self.until()
+            || self.claim.is_forgotten()
+            || match self.what {
+                What::Lock(_) => self.claim.is_given_back() || self.claim.is_at(self.master),
+                What::Release => self.claim.is_released_at(self.master),
+            }
+    }
+}
+
+/// What sees to the sessions of a process, some of which are driven only while a caller uses them.
+pub trait Keeper: Send + Sync {
+    /// Have a task begun that runs [`settle`], in a session of its own; whether it could be.
+    fn settle(&self) -> bool;
+
+    /// Have the sessions that no caller uses take in what has come.
+    fn look(&self);
+}
+
+/// The debts of one manager in one process, or in one event loop.
+#[derive(Default)]
+pub struct Owed {
+    ledger: Mutex<Ledger>,
+    keeper: Option<Box<dyn Keeper>>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    fresh: Vec<(Debt, Unfinished)>,
+    /// What is unfinished, by its key, and how often.
+    claims: HashMap<Vec<u8>, (Arc<Claim>, usize)>,
+    is_worked_on: bool,
+    unsent: usize,
+    looked_at: Instant,
+}
+
+/// A lock about which there is something to do or to hear. As long as this lives, a release finds the lock by its key:
+/// otherwise it could not stop what is still to be done.
+struct Unfinished {
+    claim: Arc<Claim>,
+    owed: Weak<Owed>,
+    /// It is a release that was sent nowhere yet.
+    is_unsent: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(owed) = self.owed.upgrade() else { return };
+        let mut ledger = locked(&owed.ledger);
+        ledger.unsent -= usize::from(self.is_unsent);
+        if let Some((claim, count)) = ledger.claims.get_mut(&self.claim.key)
+            && Arc::ptr_eq(claim, &self.claim)
+        {
+            *count -= 1;
+            if *count == 0 {
+                ledger.claims.remove(&self.claim.key);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Owed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Owed").finish_non_exhaustive()
+    }
+}
+
+impl Owed {
+    /// No debts yet. `keeper` has them settled in another session.
+    #[must_use]
+    pub fn new(keeper: Box<dyn Keeper>) -> Self {
+        Self { keeper: Some(keeper), ..Self::default() }
+    }
+
+    /// The lock with this key, if it is unfinished.
+    #[must_use]
+    pub fn claim(&self, key: &[u8]) -> Option<Arc<Claim>> {
+        locked(&self.ledger).claims.get(key).map(|(claim, _)| Arc::clone(claim))
+    }
+
+    /// How many releases there are that were sent nowhere yet: a process does not end without them.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        locked(&self.ledger).unsent
+    }
+
+    /// Another lock is about to use this key: nothing more is done about the one before.
+    pub fn forget(&self, key: &[u8]) {
+        if let Some((claim, _)) = locked(&self.ledger).claims.remove(key) {
+            claim.forget();
+        }
+    }
+
+    fn unfinished(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool) -> Unfinished {
+        let mut ledger = locked(&self.ledger);
+        ledger.unsent += usize::from(is_unsent);
+        match ledger.claims.get_mut(&claim.key) {
+            Some((known, count)) if Arc::ptr_eq(known, claim) => *count += 1,
+            _ => _ = ledger.claims.insert(claim.key.clone(), (Arc::clone(claim), 1)),
+        }
+        Unfinished { claim: Arc::clone(claim), owed: Arc::downgrade(self), is_unsent }
+    }
+
+    /// Write down what is owed. Returns whether a task has to be begun in this session that settles it.
+    fn add(self: &Arc<Self>, debts: Vec<Debt>) -> bool {
+        if debts.is_empty() {
+            return false;
+        }
+        let unfinished: Vec<_> = debts.iter().map(|debt| self.unfinished(&debt.claim, debt.is_unsent())).collect();
+        let mut ledger = locked(&self.ledger);
+        ledger.fresh.extend(debts.into_iter().zip(unfinished));
+        let is_first = !std::mem::replace(&mut ledger.is_worked_on, true);
+        drop(ledger);
+        match &self.keeper {
+            Some(keeper) if is_first => {
+                if !keeper.settle() {
+                    locked(&self.ledger).is_worked_on = false;
+                }
+                false
+            }
+            Some(_) => false,
+            None => is_first,
+        }
+    }
+
+    /// Have answers read that came to sessions that no caller uses, unless that was just done.
+    fn look(&self, now: Instant) {
+        let Some(keeper) = &self.keeper else { return };
+        let mut ledger = locked(&self.ledger);
+        let is_due = now.since(ledger.looked_at) > LOOKS;
+        if is_due {
+            ledger.looked_at = now;
+        }
+        drop(ledger);
+        if is_due {
+            keeper.look();
+        }
+    }
+
+    fn take(&self) -> Vec<(Debt, Unfinished)> {
+        std::mem::take(&mut locked(&self.ledger).fresh)
+    }
+
+    /// Whether nothing is owed any more: then the task ends, and the next debt begins another.
+    fn is_over(&self) -> bool {
+        let mut ledger = locked(&self.ledger);
+        let is_over = ledger.fresh.is_empty();
+        if is_over {
+            ledger.is_worked_on = false;
+        }
+        is_over
+    }
+}
+
+/// The task may be dropped before it is over: the next debt begins another.
+struct AtWork {
+    owed: Arc<Owed>,
+    is_over: bool,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if !self.is_over {
+            locked(&self.owed.ledger).is_worked_on = false;
+        }
+    }
+}
+
+impl Masters {
+    /// Have it seen to that masters get what they are owed.
+    pub(super) fn owe(&self, debts: Vec<Debt>) {
+        if self.owed.add(debts)
+            && let Some(masters) = self.me.upgrade()
+        {
+            self.handle.spawn(settle(masters));
+        }
+    }
+
+    /// The caller does not wait for the rest of the answers about a lock. When they come, `owes` tells what the master is
+    /// owed that gave it: a lock that was granted or extended, and that it does not have.
+    pub(super) fn hear_out<A: Send + 'static>(
+        &self,
+        claim: &Arc<Claim>,
+        mut rest: FuturesUnordered<BoxFuture<'static, (usize, A)>>,
+        owes: impl Fn(usize, A) -> Option<Debt> + Send + 'static,
+    ) {
+        if rest.is_empty() {
+            return;
+        }
+        let (me, unfinished) = (Weak::clone(&self.me), self.owed.unfinished(claim, false));
+        self.handle.spawn(async move {
+            while let Some((index, answer)) = rest.next().await {
+                let debt = owes(index, answer).filter(|debt| !debt.claim.is_given_back());
+                if let (Some(debt), Some(masters)) = (debt, me.upgrade()) {
+                    masters.owe(vec![debt]);
+                }
+            }
+            drop(unfinished);
+        });
+    }
+}
+
+/// See to all debts until there are none.
+pub async fn settle(masters: Arc<Masters>) {
+    let mut at_work = AtWork { owed: Arc::clone(&masters.owed), is_over: false };
+    let (owed, handle) = (&masters.owed, masters.handle());
+    let gates: Vec<AsyncMutex<()>> = masters.iter().map(|_| AsyncMutex::default()).collect();
+    let mut unpaid = FuturesUnordered::new();
+    loop {
+        // Of too many, the masters will forget the rest by themselves.
+        let room = MOST_DEBTS.saturating_sub(unpaid.len());
+        for (debt, unfinished) in owed.take().into_iter().take(room) {
+            unpaid.push(pay(&masters, debt, &gates).map(|()| drop(unfinished)));
+        }
+        if unpaid.is_empty() && owed.is_over() {
+            at_work.is_over = true;
+            return;
+        }
+        select(unpaid.next(), pin!(handle.sleep(TICK))).await;
+    }
+}
+
+/// Pay one debt, however often that has to be tried. Of several that wait for one master, one tries whether it is there.
+async fn pay(masters: &Masters, mut debt: Debt, gates: &[AsyncMutex<()>]) {
+    let (handle, master, mut pause) = (masters.handle(), &masters[debt.master], FIRST_PAUSE);
+    if debt.is_sent {
+        handle.sleep(PATIENCE).await;
+        masters.owed.look(handle.now());
+        handle.sleep(LOOKS).await;
+    }
+    while !debt.is_settled(handle.now()) {
+        let is_linked = debt.claim.resources.iter().all(|resource| master.is_linked(resource));
+        let _gate = if is_linked { None } else { Some(gates[debt.master].lock().await) };
+        if debt.is_settled(handle.now()) {
+            break;
+        }
+        let is_paid = try_to_pay(masters, master, &debt).await.is_ok();
+        if matches!(debt.what, What::Lock(_)) && debt.claim.is_given_back() {
+            // The release left this master to us, on the connection that may have carried the lock there.
+            debt.what = What::Release;
+            debt.until = handle.now().after(masters.longest_ttl());
+            continue;
+        }
+        if is_paid {
+            break;
+        }
+        handle.sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn try_to_pay(masters: &Masters, master: &Arc<Master>, debt: &Debt) -> Result<(), Error> {
+    let claim = &debt.claim;
+    match debt.what {
+        What::Release => tell(Arc::clone(master), Arc::clone(claim), debt.master).await,
+        What::Lock(token) => {
+            of_each(&claim.resources, |resource| give(masters, master, debt, token, resource)).await?;
+            claim.note_at(debt.master);
+            Ok(())
+        }
+    }
+}
+
+/// Give one resource of a lock to a master, unless it is there. `Err` if it cannot be had there now.
+async fn give(
+    masters: &Masters,
+    master: &Master,
+    debt: &Debt,
+    token: Option<u64>,
+    resource: &[u8],
+) -> Result<(), Error> {
+    let (claim, handle) = (&debt.claim, masters.handle());
+    let wanted = || !debt.is_settled(handle.now()) && master.doubt().is_none();
+    let left =
+        || u64::try_from(debt.until().since(handle.now()).saturating_add(debt.drift).as_millis()).unwrap_or(u64::MAX);
+    let taking = || Taking { claim: Arc::clone(claim), master: debt.master };
+    let is_granted = match token {
+        None => {
+            let exchange =
+                |link: Link| async move { link.call(&script::set(resource, &claim.key, left()), Some(taking())).await };
+            let answer = master.call_to_take(resource, exchange, wanted).await?;
+            script::grant(answer.value)? == Grant::Granted
+        }
+        Some(token) => {
+            let exchange = |link: Link| async move {
+                let call = Call::acquire(resource, &claim.key, left(), token);
+                fencing::run(link, &call, Some(taking()), wanted).await
+            };
+            fence::reply(master.call_to_take(resource, exchange, wanted).await?.value)?.granted
+        }
+    };
+    if is_granted || is_ours(master, claim, resource).await? { Ok(()) } else { Err(Error::NotSent) }
+}
+
+/// An earlier command that took it may have been carried out although its answer never came.
+async fn is_ours(master: &Master, claim: &Claim, resource: &[u8]) -> Result<bool, Error> {
+    let exchange = |link: Link| async move { link.call(&script::get(resource), None).await };
+    let answer = master.call(resource, exchange, || true).await?;
+    Ok(matches!(&answer.value, Value::BulkString(key) if *key == claim.key))
+}

@@ -1,0 +1,140 @@
+"""A lock that is granted reaches every master that is alive, and its release too, whoever decided without them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from support.locks import TTL, amanager, held, manager, nothing_left, warm
+from support.servers import wait_until
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def servers(masters):
+    return masters(3)
+
+
+def stays_free(server, seconds=0.4):
+    """No key appears while what was in flight arrives."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.get("r") is None
+        time.sleep(0.01)
+
+
+@pytest.mark.every_kind
+def test_a_lock_reaches_a_master_that_wakes_up(servers):
+    dlm = manager(servers)
+    servers[2].freeze()
+    lock = dlm.lock("r", TTL)
+    time.sleep(1)
+    servers[2].thaw()
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    # For what is left of its time.
+    assert servers[2].admin.pttl("r") <= servers[0].admin.pttl("r") + 100
+    dlm.unlock(lock)
+    nothing_left(servers)
+
+
+@pytest.mark.every_kind
+def test_a_lock_reaches_a_master_that_starts(servers):
+    servers[1].kill()
+    dlm = manager(servers)
+    lock = dlm.lock("r", TTL)
+    servers[1].start()
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    dlm.unlock(lock)
+    nothing_left(servers)
+
+
+def test_a_lock_reaches_a_master_where_another_held_it(servers):
+    dlm = manager(servers)
+    servers[0].admin.set("r", "other", px=300)
+    lock = dlm.lock("r", TTL)
+    assert lock
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    dlm.unlock(lock)
+    nothing_left(servers)
+
+
+def test_a_fencing_token_reaches_a_master_that_wakes_up(servers):
+    dlm = manager(servers)
+    servers[2].freeze()
+    with dlm.acquire("r", TTL, fencing=True) as lease:
+        servers[2].thaw()
+        wait_until(lambda: held(servers) == [lease.key] * 3)
+        fences = [server.admin.get("r::rlfence") for server in servers]
+        assert fences[2] == fences[0]
+
+
+def test_an_asyncio_lock_reaches_a_master_that_wakes_up(servers):
+    async def main():
+        adlm = amanager(servers)
+        servers[2].freeze()
+        async with adlm.acquire("r", TTL) as lease:
+            servers[2].thaw()
+            await asyncio.to_thread(wait_until, lambda: held(servers) == [lease.key] * 3)
+        nothing_left(servers)
+
+    asyncio.run(main())
+
+
+def test_a_lock_that_is_released_does_not_reach_a_master_that_wakes_up(servers):
+    dlm = manager(servers)
+    servers[2].freeze()
+    lock = dlm.lock("r", TTL)
+    dlm.unlock(lock)
+    servers[2].thaw()
+    stays_free(servers[2])
+
+
+def test_an_extension_reaches_a_master_that_has_lost_the_lock(servers, through):
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies)
+    warm(dlm, servers)
+    with dlm.acquire("r", TTL) as lease:
+        wait_until(lambda: held(servers) == [lease.key] * 3)
+        servers[2].admin.delete("r")
+        proxies[2].delay = 0.2  # its answer comes after that of a quorum
+        lease.extend()
+        wait_until(lambda: held(servers) == [lease.key] * 3)
+    nothing_left(servers)
+
+
+@pytest.mark.every_kind
+def test_a_release_reaches_a_master_that_wakes_up(servers):
+    dlm = manager(servers)
+    warm(dlm, servers)
+    lock = dlm.lock("r", TTL)
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    servers[2].freeze()
+    dlm.unlock(lock)
+    servers[2].thaw()
+    nothing_left(servers)
+
+
+def test_a_release_that_was_lost_is_sent_once_more(servers, through):
+    """As when a NAT has forgotten an idle connection: nothing comes back, not even an error."""
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies)
+    warm(dlm, servers)
+    lock = dlm.lock("r", TTL)
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    proxies[2].forget()
+    dlm.unlock(lock)
+    wait_until(lambda: held(servers) == [None] * 3)
+
+
+def test_a_release_over_killed_connections_reaches_all_masters(servers):
+    dlm = manager(servers)
+    warm(dlm, servers)
+    for _ in range(20):
+        lock = dlm.lock("r", TTL)
+        wait_until(lambda lock=lock: held(servers) == [lock.key] * 3)
+        servers[2].admin.client_kill_filter(_type="normal", skipme=True)
+        dlm.unlock(lock)
+        nothing_left(servers)
