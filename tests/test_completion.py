@@ -51,9 +51,12 @@ def test_a_lock_reaches_a_master_that_starts(servers):
     nothing_left(servers)
 
 
-def test_a_lock_reaches_a_master_where_another_held_it(servers):
-    dlm = manager(servers)
-    servers[0].admin.set("r", "other", px=300)
+def test_a_lock_reaches_a_master_where_another_held_it(servers, through):
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies)
+    warm(dlm, servers)
+    proxies[1].delay = proxies[2].delay = 0.1  # so that the refusal comes before the quorum
+    servers[0].admin.set("r", "other", px=500)
     lock = dlm.lock("r", TTL)
     assert lock
     wait_until(lambda: held(servers) == [lock.key] * 3)
@@ -65,8 +68,10 @@ def test_a_fencing_token_reaches_a_master_that_wakes_up(servers):
     dlm = manager(servers)
     servers[2].freeze()
     with dlm.acquire("r", TTL, fencing=True) as lease:
+        assert lease.masters[2][1] != "granted"
         servers[2].thaw()
         wait_until(lambda: held(servers) == [lease.key] * 3)
+        wait_until(lambda: lease.masters[2][1] == "granted")
         fences = [server.admin.get("r::rlfence") for server in servers]
         assert fences[2] == fences[0]
 

@@ -109,8 +109,9 @@ class LeaseBase:
 
     @property
     def masters(self) -> Sequence[tuple[str, str]]:
-        """Each master and what it had said when a quorum had granted."""
-        return list(zip(self._names, self._votes, strict=False))
+        """Each master and what it had said when a quorum had granted; ``"granted"`` once it has the lock."""
+        said = zip(self._names, self._votes, strict=False)
+        return [(name, "granted" if self._state.is_at(index) else vote) for index, (name, vote) in enumerate(said)]
 
     @property
     def ttl(self) -> int:

@@ -338,6 +338,9 @@ class LeaseState:
     def expires_at(self) -> float:
         """When that ends, on :func:`now`."""
 
+    def is_at(self, master: int) -> bool:
+        """Whether the master with this index has said last that it has it, of those that the engine asks."""
+
     @property
     def is_told(self) -> bool:
         """Whether it was found to be lost, and its holder is to be told."""

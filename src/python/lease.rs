@@ -231,6 +231,10 @@ impl LeaseState {
         self.read(|state| state.expires_at().since_zero().as_secs_f64()).unwrap_or_default()
     }
 
+    fn is_at(&self, master: usize) -> bool {
+        !self.is_inherited() && self.lease.claim().is_at(master)
+    }
+
     #[getter]
     fn is_told(&self) -> bool {
         self.read(|state| state.is_told()).unwrap_or_default()
