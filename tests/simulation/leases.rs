@@ -294,7 +294,8 @@ impl World {
 
     /// The drivers are told to see to what masters are owed, and idle sessions take in what has come.
     pub fn begin_to_settle(&mut self) {
-        for client in std::mem::take(&mut open(&self.deeds).looking) {
+        let looking = std::mem::take(&mut open(&self.deeds).looking);
+        for client in looking {
             for session in 0..self.seats.len() {
                 if self.seats[session].client == client && !self.seats[session].attended {
                     self.attend(session);

@@ -716,6 +716,8 @@ impl World {
         self.schedule(at, Event::LookForKey { key: key.to_vec() });
         // Nor does it come back.
         self.schedule(at + self.plan.ttl_ms * MS / 2, Event::LookForKey { key: key.to_vec() });
+        let at = self.now() + SECOND + 2 * self.completion_bound();
+        self.schedule(at, Event::LookForRelease { key: key.to_vec() });
     }
 
     /// A quorum that is well and near confirms a release at once. That of a lease may wait for an extension, and any for a
@@ -747,7 +749,7 @@ impl World {
         let (client, resources, key) = (belief.client, belief.resources.clone(), belief.key.clone());
         let bound = self.completion_bound();
         let since = self.now().saturating_sub(bound);
-        let was_away = self.is_paused(client) || self.clients[client].paused_at > since.saturating_sub(bound);
+        let was_away = self.was_away(client, since);
         lacking.resize(self.nodes.len(), 0);
         for (master, times) in lacking.iter_mut().enumerate() {
             let node = &self.nodes[master].master;
@@ -913,6 +915,29 @@ impl World {
                 self.violation(Rule::LeftBehind, &format!("{} on master {master}", key.escape_ascii()));
             }
         }
+    }
+
+    /// A release that a master did not confirm, since its connection died, is sent there once more.
+    pub fn look_for_release(&mut self, key: &[u8]) {
+        let Some(op) = self.oracle.attempts.get(key).and_then(|attempt| self.oracle.ops.get(attempt.op)) else {
+            return;
+        };
+        let (client, resources) = (op.client, op.resources.clone());
+        let since = self.now().saturating_sub(self.completion_bound());
+        if self.was_away(client, since) || self.plan.broken.is_some() || self.plan.sleeps() {
+            return;
+        }
+        for master in 0..self.nodes.len() {
+            let is_there = |resource: &Vec<u8>| self.nodes[master].master.holder(resource) == Some(key);
+            if resources.iter().any(is_there) && self.was_within_reach(client, master, since) {
+                self.violation(Rule::LeftBehind, &format!("{} on master {master} for long", key.escape_ascii()));
+            }
+        }
+    }
+
+    /// Whether a client did not run for some time since then, or shortly before.
+    fn was_away(&self, client: usize, since: Nanos) -> bool {
+        self.is_paused(client) || self.clients[client].paused_at > since.saturating_sub(self.completion_bound())
     }
 
     /// Whether nothing had troubled the two since well before `since`, and a connection between them can be made at all.

@@ -64,6 +64,8 @@ pub enum Event {
     Extend { worker: usize, op: usize },
     /// The thread that renews a client's leases goes on.
     Drive { client: usize },
+    /// A release is to have reached every master that has been within reach for long.
+    LookForRelease { key: Vec<u8> },
     /// A lock that is held is to be on every master that has been within reach for long.
     LookForLock { op: usize, lacking: Vec<usize> },
     /// A lease was held for as long as it may be.
@@ -406,6 +408,7 @@ impl World {
             Event::Reap { master, resource } => self.reap(master, &resource),
             Event::Extend { worker, op } => self.step_to_extend(worker, op),
             Event::Drive { client } => self.drive(client),
+            Event::LookForRelease { key } => self.look_for_release(&key),
             Event::LookForLock { op, lacking } => self.look_for_lock(op, lacking),
             Event::HoldEnds { op } => self.end_hold(op),
             Event::HoldEnded { op, late_before } => self.check_hold_ended(op, late_before),
