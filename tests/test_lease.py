@@ -779,7 +779,7 @@ def test_a_child_does_not_hold_what_its_parent_holds(servers):
         from redlock import LockLost
         dlm = Redlock(sys.argv[1:])
         lease = dlm.acquire("r", 20_000)
-        child = os.fork()
+        child = fork()
         if not child:
             facts = [lease.lost.is_set(), lease.lost.reason, lease.remaining, lease.lost.wait()]
             for call in (lease.extend, lease.ensure):

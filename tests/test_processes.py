@@ -143,7 +143,7 @@ def test_h17_a_child_of_a_fork_sends_nothing_on_the_parents_connections(masters,
         dlm.unlock(dlm.lock("parent", 20000))
     say("used")
     hear()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         for turn in range(20):
             lock = dlm.lock("child", 20000)
@@ -198,7 +198,7 @@ def test_h17_parent_and_children_lock_at_once(masters):
 
     children = []
     for number in range(3):
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             if number == 2 and os.fork() == 0:
                 work()
@@ -281,7 +281,7 @@ def test_h18_a_child_neither_has_nor_ends_its_parents_lock(masters):
     source = """
     dlm = Redlock(sys.argv[1:], 1)
     lock = dlm.lock("r", 20000)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         refused = dlm.lock("r", 20000) is False
         del dlm, lock
@@ -306,7 +306,7 @@ def test_a_child_may_release_what_its_parent_took(masters):
     source = """
     dlm = Redlock(sys.argv[1:], 1)
     lock = dlm.lock("r", 20000)
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         dlm.unlock(lock)
         os._exit(0)
@@ -361,7 +361,7 @@ USES = {
     "a grandchild of a child that used it": """
     dlm = Redlock(urls, 1)
     dlm.unlock(dlm.lock("r", 20000))
-    if os.fork():
+    if fork():
         os._exit(os.wait()[1] != 0)
     dlm.unlock(dlm.lock("r", 20000))
     mine = daemonize()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from redlock._arguments import encode
-from redlock._redlock import UNLOCK_SCRIPT, Operation, Vote
+from redlock._redlock import UNLOCK_SCRIPT, Operation, Vote, finish
 
 TYPE_CHECKING = False  # as in `_manager`, which imports this
 if TYPE_CHECKING:
@@ -85,7 +87,10 @@ class EngineBackend:
         names = [encode("resource", each) for each in resources]
         said = self.engine.run(Operation.release(names, encode("key", key), self._script))
         if self.counters.failing_releases or said.count(Vote.RELEASED) < len(said):
-            self._log(resources, said)
+            if sys.is_finalizing():
+                finish(0.1)  # for what is left to the driver; there is no module left to log with
+            else:
+                self._log(resources, said)
         return said
 
     def extend(self, resources: Sequence[Encodable], key: Encodable, terms: TtlAndDrift) -> HeldLike | list[Vote]:

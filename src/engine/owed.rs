@@ -88,7 +88,7 @@ impl Debt {
             || self.claim.is_forgotten()
             || match self.what {
                 What::Lock(_) => self.claim.is_given_back() || self.claim.is_at(self.master),
-                What::Release => self.claim.is_released_at(self.master),
+                What::Release => self.claim.is_released_at(self.master) || self.claim.cannot_be_at(self.master),
             }
     }
 }
@@ -167,6 +167,12 @@ impl Owed {
     #[must_use]
     pub fn unsent(&self) -> usize {
         locked(&self.ledger).unsent
+    }
+
+    /// Whether no thread is at work on it at this moment.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
+        self.ledger.try_lock().is_ok()
     }
 
     /// Another lock is about to use this key: nothing more is done about the one before.

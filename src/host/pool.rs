@@ -307,7 +307,8 @@ impl InProcess {
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on
     /// using them.
     fn inherit(&self, endpoints: &[Arc<Endpoint>], guards: &Arc<Guards>) -> Arc<Self> {
-        if let Ok(mut sessions) = self.sessions.try_lock() {
+        // A thread that is not there any more may have held either.
+        if let (Ok(mut sessions), true) = (self.sessions.try_lock(), self.owed.is_free()) {
             sessions.idle.clear();
         }
         Self::new(endpoints, guards)

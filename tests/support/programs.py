@@ -28,6 +28,13 @@ def say(*words):
 def hear():
     return sys.stdin.readline().strip()
 
+def fork():
+    # Python 3.13 warns of a thread that goes on after the fork: the engine has one while masters are owed something.
+    end = time.monotonic() + 2
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
+        time.sleep(0.005)
+    return os.fork()
+
 """
 
 
