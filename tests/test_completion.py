@@ -1,4 +1,4 @@
-"""A lock that is granted reaches every master that is alive, and its release too, whoever decided without them."""
+"""A lock that is granted reaches every master that is alive, and so does its release."""
 
 from __future__ import annotations
 

@@ -367,7 +367,7 @@ struct Unanswered<'a> {
 impl<'a> Unanswered<'a> {
     /// `None` if the claim is being released: it must not be taken any more.
     fn new(link: &'a Link, taking: Taking) -> Option<Self> {
-        // First, so that whoever releases it meanwhile finds where it is.
+        // First, so that a release in another thread finds where it is.
         locked(&link.0.unanswered).push(Pending { taking: taking.clone(), is_released: false });
         let is_sent = taking.claim.sent_to(taking.master);
         let unanswered = Self { link, taking, is_sent };
