@@ -13,7 +13,7 @@ use futures_util::future::{BoxFuture, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use redis::Value;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::claim::Claim;
 use crate::clock::Instant;
@@ -34,9 +34,6 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long it takes until that is read, if it has come; and how often it is looked for at most.
 const LOOKS: Duration = Duration::from_millis(10);
-
-/// How long a new debt may wait while others are seen to.
-const TICK: Duration = Duration::from_millis(50);
 
 /// The first and the longest pause before a master is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -106,6 +103,8 @@ pub trait Keeper: Send + Sync {
 #[derive(Default)]
 pub struct Owed {
     ledger: Mutex<Ledger>,
+    /// There are debts that the task which settles them has not taken up.
+    news: Notify,
     keeper: Option<Box<dyn Keeper>>,
 }
 
@@ -202,6 +201,7 @@ impl Owed {
         ledger.fresh.extend(debts.into_iter().zip(unfinished));
         let is_first = !std::mem::replace(&mut ledger.is_worked_on, true);
         drop(ledger);
+        self.news.notify_one();
         match &self.keeper {
             Some(keeper) if is_first => {
                 if !keeper.settle() {
@@ -294,8 +294,8 @@ impl Masters {
 /// See to all debts until there are none.
 pub async fn settle(masters: Arc<Masters>) {
     let mut at_work = AtWork { owed: Arc::clone(&masters.owed), is_over: false };
-    let (owed, handle) = (&masters.owed, masters.handle());
-    let gates: Vec<AsyncMutex<()>> = masters.iter().map(|_| AsyncMutex::default()).collect();
+    let owed = &masters.owed;
+    let gates: Vec<Gate> = masters.iter().map(|_| Gate::new(FIRST_PAUSE)).collect();
     let mut unpaid = FuturesUnordered::new();
     loop {
         // Of too many, the masters will forget the rest by themselves.
@@ -307,25 +307,37 @@ pub async fn settle(masters: Arc<Masters>) {
             at_work.is_over = true;
             return;
         }
-        select(unpaid.next(), pin!(handle.sleep(TICK))).await;
+        select(unpaid.next(), pin!(owed.news.notified())).await;
     }
 }
 
-/// Pay one debt, however often that has to be tried. Of several that wait for one master, one tries whether it is there.
-async fn pay(masters: &Masters, mut debt: Debt, gates: &[AsyncMutex<()>]) {
-    let (handle, master, mut pause) = (masters.handle(), &masters[debt.master], FIRST_PAUSE);
+/// How long those wait who want to try whether a master is there, to which there is no connection. One of them tries.
+type Gate = AsyncMutex<Duration>;
+
+/// Pay one debt, however often that has to be tried.
+async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
+    let (handle, master) = (masters.handle(), &masters[debt.master]);
+    let is_linked = |claim: &Claim| claim.resources.iter().all(|resource| master.is_linked(resource));
     if debt.is_sent {
         handle.sleep(PATIENCE).await;
         masters.owed.look(handle.now());
         handle.sleep(LOOKS).await;
     }
+    let mut own_pause = FIRST_PAUSE;
     while !debt.is_settled(handle.now()) {
-        let is_linked = debt.claim.resources.iter().all(|resource| master.is_linked(resource));
-        let _gate = if is_linked { None } else { Some(gates[debt.master].lock().await) };
+        let mut gate = if is_linked(&debt.claim) { None } else { Some(gates[debt.master].lock().await) };
         if debt.is_settled(handle.now()) {
             break;
         }
+        if is_linked(&debt.claim) {
+            gate = None;
+        }
         let is_paid = try_to_pay(masters, master, &debt).await.is_ok();
+        if is_linked(&debt.claim)
+            && let Some(mut pause) = gate.take()
+        {
+            *pause = FIRST_PAUSE; // for the next time that it is away
+        }
         if matches!(debt.what, What::Lock(_)) && debt.claim.is_given_back() {
             // The release left this master to us, on the connection that may have carried the lock there.
             debt.what = What::Release;
@@ -335,8 +347,9 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[AsyncMutex<()>]) {
         if is_paid {
             break;
         }
-        handle.sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        let pause = gate.as_deref_mut().unwrap_or(&mut own_pause);
+        handle.sleep(*pause).await;
+        *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 }
 
