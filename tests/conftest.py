@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from redlock._redlock import finish
 from support.loop import RIG
 from support.proxy import Proxy
 from support.scripted import Script, Scripted
@@ -97,6 +98,7 @@ def _pool() -> Iterator[ServerPool]:
 @pytest.fixture
 def masters(_pool: ServerPool, kind: ServerKind) -> Masters:
     """Lends running servers; a test may do to them what it likes."""
+    finish(1.0)  # or a lock of an earlier test is given to the servers that this one gets
     return lambda count: _pool.take(kind, count)
 
 

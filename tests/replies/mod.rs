@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use redlock::clock::Clock;
 use redlock::engine::acquire::{Held, Request, acquire};
+use redlock::engine::owed::{Keeper, Owed};
 use redlock::engine::release::release;
 use redlock::engine::{Masters, Session};
 use redlock::master::endpoint::{Address, Endpoint};
@@ -93,8 +94,28 @@ struct Stage<'a> {
     sulking: Vec<bool>,
 }
 
+/// Settles nothing.
+struct Absent;
+
+impl Keeper for Absent {
+    fn settle(&self) -> bool {
+        true
+    }
+
+    fn look(&self) {}
+}
+
 impl<'a> Stage<'a> {
     fn new(masters: usize, steps: &'a [Step]) -> Self {
+        Self::owing(masters, steps, Arc::default())
+    }
+
+    /// One in which nothing more is done for masters when a call has its result.
+    fn unfinished(masters: usize) -> Self {
+        Self::owing(masters, &[], Arc::new(Owed::new(Box::new(Absent))))
+    }
+
+    fn owing(masters: usize, steps: &'a [Step], owed: Arc<Owed>) -> Self {
         let world = World::new(7);
         let journal = Arc::new(Journal::default());
         let endpoints: Vec<_> = (0..masters)
@@ -105,7 +126,7 @@ impl<'a> Stage<'a> {
                 (endpoint, health)
             })
             .collect();
-        let session = Session::new(&endpoints, Arc::default(), Arc::default(), Arc::new(world.clone()));
+        let session = Session::new(&endpoints, Arc::default(), owed, Arc::new(world.clone()));
         Self { world, session, masters, steps: steps.iter(), sulking: vec![false; masters] }
     }
 

@@ -173,7 +173,7 @@ fn extension(claim: Arc<Claim>, valid_until: Instant) -> extend::Request {
 #[test]
 fn a_connection_does_not_release_what_an_extension_over_another_one_has_counted() {
     for is_counted in [false, true] {
-        let mut stage = Stage::new(3, &[]);
+        let mut stage = Stage::unfinished(3);
         let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
         let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
         stage.turn();
