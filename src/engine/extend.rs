@@ -131,8 +131,7 @@ impl Poll {
             // quorum has decided is extended nowhere else; before that, the masters say so of a lease.
             let (known, is_decided) = (Arc::clone(claim), Arc::clone(&is_decided));
             let is_released = move || {
-                is_given_back.load(Ordering::Relaxed)
-                    || is_decided.load(Ordering::Relaxed) && known.is_given_back()
+                is_given_back.load(Ordering::Relaxed) || is_decided.load(Ordering::Relaxed) && known.is_given_back()
             };
             let wanted = move || handle.now() < deadline && !is_released();
             ask(Arc::clone(master), Arc::clone(claim), request.ttl_ms, wanted)
