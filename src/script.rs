@@ -34,6 +34,17 @@ pub const EXTEND: &str = r#"
     end
     return found"#;
 
+/// The script for a master that may have the lock already: it never shortens a TTL, for an extension over another
+/// connection may have been there first.
+///
+/// - `KEYS[1]`, `ARGV[1]`, `ARGV[2]`, what it returns: as [`EXTEND`]'s
+pub const PROLONG: &str = r#"
+    local found = redis.call("get",KEYS[1])
+    if found == ARGV[1] and redis.call("pttl",KEYS[1]) < tonumber(ARGV[2]) then
+        redis.call("pexpire",KEYS[1],ARGV[2])
+    end
+    return found"#;
+
 /// A master's answer to `SET NX`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
@@ -89,6 +100,12 @@ pub fn get(resource: &[u8]) -> Cmd {
     let mut command = cmd("GET");
     command.arg(resource);
     command
+}
+
+/// [`PROLONG`], in full. Returns what [`extension`] reads.
+#[must_use]
+pub fn prolong(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
+    cmd("EVAL").arg(PROLONG).arg(1).arg(resource).arg(key).arg(ttl_ms).take()
 }
 
 /// The script that releases: redlock-py's own, or the one a caller put in its place.

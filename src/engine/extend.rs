@@ -80,6 +80,7 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     // What the caller knows by its key alone may be known better.
     let claim = masters.owed.claim(&request.claim.key).unwrap_or_else(|| Arc::clone(&request.claim));
+    let _unfinished = masters.owed.unfinished(&claim);
     // Some masters may obey although it fails: the lock is given to others no longer than that.
     claim.extend_until(claim.until().map_or(expires_at, |until| until.min(expires_at)));
     let mut poll = Poll::new(masters, request, &claim, deadline);
@@ -110,7 +111,6 @@ pub fn why_not(answers: &[Answer], quorum: usize) -> Reason {
 /// The answers of all masters, as they come in.
 struct Poll {
     claim: Arc<Claim>,
-    is_decided: Arc<AtomicBool>,
     /// It is known until when the lock was held: one that may have run out is given to no master.
     knows_deadline: bool,
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
@@ -124,15 +124,12 @@ impl Poll {
     fn new(masters: &Masters, request: &Request, claim: &Arc<Claim>, deadline: Instant) -> Self {
         let awaited = masters.awaited(request.quorum);
         let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
-        let is_decided = Arc::new(AtomicBool::new(false));
         let ask = |(index, master): (usize, &Arc<Master>)| {
             let (handle, is_given_back) = (masters.handle().clone(), Arc::clone(&request.is_given_back));
-            // A later extension may have set a longer TTL since, over another connection. A lock that is released after a
-            // quorum has decided is extended nowhere else; before that, the masters say so of a lease.
-            let (known, is_decided) = (Arc::clone(claim), Arc::clone(&is_decided));
-            let is_released = move || {
-                is_given_back.load(Ordering::Relaxed) || is_decided.load(Ordering::Relaxed) && known.is_given_back()
-            };
+            // A later extension may have set a longer TTL since, over another connection. A lock that is released is
+            // extended nowhere else; if it was when this began, the masters are to say so.
+            let (known, was_given_back) = (Arc::clone(claim), claim.is_given_back());
+            let is_released = move || is_given_back.load(Ordering::Relaxed) || !was_given_back && known.is_given_back();
             let wanted = move || handle.now() < deadline && !is_released();
             ask(Arc::clone(master), Arc::clone(claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))
@@ -140,7 +137,6 @@ impl Poll {
         };
         Self {
             claim: Arc::clone(claim),
-            is_decided: Arc::clone(&is_decided),
             knows_deadline: request.valid_until.is_some(),
             asked: masters.iter().enumerate().map(ask).collect(),
             awaited,
@@ -204,7 +200,6 @@ impl Poll {
     /// again; those that have not answered are looked at where nothing else would read their answers.
     fn close(self, masters: &Masters, drift_ms: u64) -> (Verdict, Vec<Answer>) {
         let (verdict, claim, drift) = (self.tally.verdict(), self.claim, Duration::from_millis(drift_ms));
-        self.is_decided.store(true, Ordering::Relaxed);
         let knows_deadline = self.knows_deadline;
         let debt = move |claim: &Arc<Claim>, master, is_sent| {
             claim.note_doubtful(master);

@@ -23,8 +23,9 @@ use crate::error::Error;
 use crate::fence::{self, Call};
 use crate::master::Master;
 use crate::master::link::{Link, Taking};
+use crate::planted::{self, Bug};
 use crate::runtime::locked;
-use crate::script::{self, Grant};
+use crate::script::{self, CompareAndDelete, Extension, Grant};
 
 /// How many debts are seen to at the same time, at most.
 const MOST_DEBTS: usize = 10_000;
@@ -120,7 +121,7 @@ struct Ledger {
 
 /// A lock about which there is something to do or to hear. As long as this lives, a release finds the lock by its key:
 /// otherwise it could not stop what is still to be done.
-struct Unfinished {
+pub(super) struct Unfinished {
     claim: Arc<Claim>,
     owed: Weak<Owed>,
     /// It is a release that was sent nowhere yet.
@@ -181,7 +182,12 @@ impl Owed {
         }
     }
 
-    fn unfinished(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool) -> Unfinished {
+    /// Have a release find the lock by its key while the result lives.
+    pub(super) fn unfinished(self: &Arc<Self>, claim: &Arc<Claim>) -> Unfinished {
+        self.unfinished_with(claim, false)
+    }
+
+    fn unfinished_with(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool) -> Unfinished {
         let mut ledger = locked(&self.ledger);
         ledger.unsent += usize::from(is_unsent);
         match ledger.claims.get_mut(&claim.key) {
@@ -196,7 +202,7 @@ impl Owed {
         if debts.is_empty() {
             return false;
         }
-        let unfinished: Vec<_> = debts.iter().map(|debt| self.unfinished(&debt.claim, debt.is_unsent())).collect();
+        let unfinished: Vec<_> = debts.iter().map(|debt| self.unfinished_with(&debt.claim, debt.is_unsent())).collect();
         let mut ledger = locked(&self.ledger);
         ledger.fresh.extend(debts.into_iter().zip(unfinished));
         let is_first = !std::mem::replace(&mut ledger.is_worked_on, true);
@@ -278,7 +284,7 @@ impl Masters {
         if rest.is_empty() {
             return;
         }
-        let (me, unfinished) = (Weak::clone(&self.me), self.owed.unfinished(claim, false));
+        let (me, unfinished) = (Weak::clone(&self.me), self.owed.unfinished(claim));
         self.handle.spawn(async move {
             while let Some((index, answer)) = rest.next().await {
                 let debt = owes(index, answer).filter(|debt| !debt.claim.is_given_back());
@@ -399,12 +405,29 @@ async fn give(
             fence::reply(master.call_to_take(resource, exchange, wanted).await?.value)?.granted
         }
     };
-    if is_granted || is_ours(master, claim, resource).await? { Ok(()) } else { Err(Error::NotSent) }
+    if is_granted || prolong(master, claim, resource, left, wanted).await? { Ok(()) } else { Err(Error::NotSent) }
 }
 
-/// An earlier command that took it may have been carried out although its answer never came.
-async fn is_ours(master: &Master, claim: &Claim, resource: &[u8]) -> Result<bool, Error> {
-    let exchange = |link: Link| async move { link.call(&script::get(resource), None).await };
-    let answer = master.call(resource, exchange, || true).await?;
-    Ok(matches!(&answer.value, Value::BulkString(key) if *key == claim.key))
+/// Whether it has the lock already: an earlier command may have been carried out although its answer never came, or an
+/// extension is to get there. It then keeps it for what is left.
+async fn prolong(
+    master: &Master,
+    claim: &Claim,
+    resource: &[u8],
+    left: impl Fn() -> u64 + Send + Sync,
+    wanted: impl Fn() -> bool + Send + Sync,
+) -> Result<bool, Error> {
+    let exchange = |link: Link| async {
+        let link = link;
+        let command = if planted::is(Bug::Shortens) {
+            CompareAndDelete::Eval.extend(resource, &claim.key, left())
+        } else {
+            script::prolong(resource, &claim.key, left())
+        };
+        let reply = link.call(&command, None).await?;
+        // Users need no right to extend if they only lock.
+        if matches!(reply, Value::ServerError(_)) { link.call(&script::get(resource), None).await } else { Ok(reply) }
+    };
+    let answer = master.call(resource, exchange, wanted).await?;
+    Ok(script::extension(answer.value, &claim.key)? == Extension::Extended)
 }

@@ -276,10 +276,10 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Send
         }
         link.note_release(claim);
         let way = link.release_by().for_script(&claim.script);
-        // A server that does not know the script has to be sent it when it has said so.
-        if way != CompareAndDelete::Evalsha || link.knows_script() {
-            sending.note_sent();
-        }
+        // A quorum may have decided when a `NOSCRIPT` comes: the first release of a connection brings the script.
+        let is_unknown = way == CompareAndDelete::Evalsha && !link.knows_script();
+        let way = if is_unknown { CompareAndDelete::Eval } else { way };
+        sending.note_sent();
         let reply = compare_and(link.clone(), way, || true, |way| way.release(claim, resource)).await;
         match &reply {
             Ok(Value::ServerError(_)) => {}

@@ -282,7 +282,7 @@ impl World {
         }
     }
 
-    fn go_on(&mut self, extension: &Extension, hold: Hold, ended: Ended) {
+    fn go_on(&mut self, extension: &Extension, mut hold: Hold, ended: Ended) {
         if let Ended::Plain(Ok(extended)) = ended {
             self.remember(&(hold.op, extended.validity_ms));
             self.note_extended(extension, &hold, &extended);
@@ -290,6 +290,9 @@ impl World {
         if hold.leaving {
             return self.begin_unlock(extension.worker, &hold);
         }
+        // One that had to wait for its turn ends the lease later than was thought when it was asked for.
+        let expires_at = hold.lease.with(|state| state.expires_at());
+        self.look_by(extension.worker, &mut hold, expires_at);
         self.workers[extension.worker].doing = Doing::Holding(hold);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redlock::script::{EXTEND, UNLOCK, UnlockScript};
+use redlock::script::{EXTEND, PROLONG, UNLOCK, UnlockScript};
 
 use super::fencing::Script;
 use super::resp::{Protocol, Request, bulk, integer};
@@ -187,6 +187,14 @@ impl Master {
                     return (OOM.to_vec(), Did::Refused);
                 }
                 self.extend(resource, key, number(ttl_ms), *protocol)
+            }
+            [b"EVAL", text, b"1", resource, key, ttl_ms] if text == PROLONG.as_bytes() => {
+                let left = self.store.get(resource).map_or(0, |stored| stored.expires_at_ms - self.now_ms());
+                if self.holder(resource) == Some(key) && left < number(ttl_ms) {
+                    self.extend(resource, key, number(ttl_ms), *protocol)
+                } else {
+                    self.get(resource, *protocol)
+                }
             }
             [b"EVAL", text, b"1", resource, key, ttl_ms] => {
                 if text == REVIVE {

@@ -726,7 +726,12 @@ impl World {
         let entry = &self.oracle.ops[op];
         let client = &self.clients[entry.client];
         let paused = client.paused_in_all > entry.paused_before || client.paused_at >= entry.began;
-        if paused || self.plan.broken.is_some() || self.is_extended(op) || !entry.is_linked {
+        if paused
+            || self.plan.broken.is_some()
+            || self.plan.late_per_mille > 0
+            || self.is_extended(op)
+            || !entry.is_linked
+        {
             return;
         }
         let near = (0..self.nodes.len()).filter(|&master| self.was_within_reach(entry.client, master, entry.began));

@@ -1,7 +1,7 @@
 //! Many seeds: on all processors, each in its own world.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -88,10 +88,17 @@ impl Run {
         self.failures.values().filter(|violations| violations.contains_key(&rule)).count()
     }
 
-    /// The first few failures, and how to see more of them.
+    /// How often each rule was violated, with the first few seeds.
     pub fn explain(&self) -> String {
-        let lines = self.failures.iter().take(5).map(|(seed, violations)| format!("SEED={seed}: {violations:#?}"));
-        format!("{} of {} seeds failed\n{}", self.failures.len(), self.seeds, lines.collect::<Vec<_>>().join("\n"))
+        let mut text = format!("{} of {} seeds failed\n", self.failures.len(), self.seeds);
+        for rule in Rule::ALL.into_iter().filter(|&rule| self.count(rule) > 0) {
+            writeln!(text, "{rule:?}: {}", self.count(rule)).unwrap();
+            let seeds = self.failures.iter().filter_map(|(seed, violations)| Some((seed, violations.get(&rule)?)));
+            for (seed, what) in seeds.take(5) {
+                writeln!(text, "    SEED={seed}: {what}").unwrap();
+            }
+        }
+        text
     }
 
     fn add(&mut self, seed: u64, outcome: Outcome) {
