@@ -9,6 +9,9 @@ use crate::master::guard::Cause;
 /// Characters of a server's words that are worth a log line.
 const LONGEST_TEXT: usize = 300;
 
+/// With these a server refuses what it will soon do: it loads its data, a script keeps it busy, its cluster changes.
+pub(crate) const PASSING: [&str; 6] = ["LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY"];
+
 /// Why a master gave no vote. Cloned to everybody who waits for the same connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Error {
@@ -58,6 +61,12 @@ impl Error {
     #[must_use]
     pub const fn is_failure(&self) -> bool {
         !matches!(self, Self::NotSent | Self::NotAwaited)
+    }
+
+    /// Whether the master answered with an error that will pass.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Reply(text) if text.split(' ').next().is_some_and(|code| PASSING.contains(&code)))
     }
 
     /// An I/O error met while connecting.

@@ -102,6 +102,12 @@ pub fn get(resource: &[u8]) -> Cmd {
     command
 }
 
+/// [`EXTEND`], in full. Returns what [`extension`] reads.
+#[must_use]
+pub fn extend_by_script(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
+    cmd("EVAL").arg(EXTEND).arg(1).arg(resource).arg(key).arg(ttl_ms).take()
+}
+
 /// [`PROLONG`], in full. Returns what [`extension`] reads.
 #[must_use]
 pub fn prolong(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
@@ -122,6 +128,11 @@ impl UnlockScript {
     pub fn new(text: &str) -> Self {
         let hash = redis::Script::new(text).get_hash().to_owned();
         Self { text: text.to_owned(), hash, is_custom: text != UNLOCK }
+    }
+
+    /// Which replies can be this script's: a caller's own may return anything.
+    pub(crate) fn fits(&self) -> fn(&Value) -> bool {
+        if self.is_custom { |_| true } else { |reply| matches!(reply, Value::Int(_)) }
     }
 }
 
@@ -215,7 +226,7 @@ impl CompareAndDelete {
                 cmd("SET").arg(resource).arg(key).arg("IFEQ").arg(key).arg("GET").arg("PX").arg(ttl_ms).take()
             }
             // In full: a quorum decides, and then nobody may be there to take another master's `NOSCRIPT` for an answer.
-            Self::Evalsha | Self::Eval => cmd("EVAL").arg(EXTEND).arg(1).arg(resource).arg(key).arg(ttl_ms).take(),
+            Self::Evalsha | Self::Eval => extend_by_script(resource, key, ttl_ms),
         }
     }
 }
@@ -224,6 +235,12 @@ impl CompareAndDelete {
 #[must_use]
 pub fn is_unknown_command(error: &ServerError) -> bool {
     error.details().is_some_and(|details| details.starts_with("unknown command"))
+}
+
+/// Whether a reply can be one to [`set`].
+#[must_use]
+pub fn is_grant(reply: &Value) -> bool {
+    matches!(reply, Value::Okay | Value::Nil)
 }
 
 /// What a reply to [`set`] is worth.
@@ -253,6 +270,12 @@ pub fn expiry(reply: Value) -> Result<Option<Duration>, Error> {
         Value::Int(ttl) => Ok(u64::try_from(ttl).ok().map(|ttl| Duration::from_millis(ttl.saturating_add(1)))),
         other => Err(unexpected("PTTL", &other)),
     }
+}
+
+/// Whether a reply can be one to an extension.
+#[must_use]
+pub fn is_extension(reply: &Value) -> bool {
+    matches!(reply, Value::BulkString(_) | Value::Nil | Value::Boolean(false))
 }
 
 /// What a reply to an extension of `key` is worth.

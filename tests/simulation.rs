@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 18] = [
+const FAILED: [(u64, &str); 24] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -112,6 +112,21 @@ const FAILED: [(u64, &str); 18] = [
         "each try waited for the one master that is asked first, which did not answer, and asked no other",
     ),
     (1_795_824_897_519_459_171, "the same"),
+    (1_795_876_297_496_484_438, "a release waited for a connection that was made anew, to a master that was frozen"),
+    (
+        1_795_876_297_496_485_744,
+        "a lock that is no lease was extended after its release, which did not know of the extension",
+    ),
+    (1_795_876_297_496_488_272, "a master that was loading its data did not release, and was not told again"),
+    (1_795_876_297_496_507_744, "an extension did not reach a master, which kept the lock for the old time"),
+    (
+        1_795_876_297_496_588_820,
+        "a master was given a lock that a quorum had just extended, before its holder was told so",
+    ),
+    (
+        1_795_876_297_496_625_633,
+        "whoever was stopped found the answers to an extension after the lock had run out, and relied on them",
+    ),
 ];
 
 #[test]

@@ -203,7 +203,7 @@ def test_a_right_to_eval_that_cannot_be_asked_for_is_assumed(scripted, reply, he
 
 def test_a_proxy_that_hangs_up_at_all_that_it_does_not_pass_on(scripted):
     def script(command):
-        passes = command.name in {"SET", "GET", "PING", "EVALSHA"} or command.words[2:3] == [b"1"]
+        passes = command.name in {"SET", "GET", "PING", "EVALSHA"} or command.words[2:3] == (b"1",)
         return None if passes else Act.CLOSE
 
     server = scripted(script)

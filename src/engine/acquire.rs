@@ -267,7 +267,7 @@ impl Attempt {
             let set = &set;
             async move {
                 master.watch_clock(&link);
-                link.call(set, Some(self.taking(index))).await
+                link.call_expecting(set, Some(self.taking(index)), script::is_grant).await
             }
         };
         let wanted = || self.is_wanted_of(master);

@@ -85,10 +85,13 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     claim.extend_until(claim.until().map_or(expires_at, |until| until.min(expires_at)));
     let mut poll = Poll::new(masters, request, &claim, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
-    if poll.tally.verdict() == Verdict::Granted {
+    // Whoever was stopped meanwhile, and finds the answers now, may know already that it is lost.
+    let is_in_time = request.valid_until.is_none_or(|until| masters.handle().now() < until);
+    if poll.tally.verdict() == Verdict::Granted && is_in_time {
         masters.finish(start, poll.take_all()).await;
     }
     let (verdict, answers) = poll.close(masters, request.drift_ms);
+    let verdict = if is_in_time { verdict } else { Verdict::Denied };
     let validity = quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
     let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
     claim.extend_until(expires_at);
@@ -200,11 +203,11 @@ impl Poll {
     /// again; those that have not answered are looked at where nothing else would read their answers.
     fn close(self, masters: &Masters, drift_ms: u64) -> (Verdict, Vec<Answer>) {
         let (verdict, claim, drift) = (self.tally.verdict(), self.claim, Duration::from_millis(drift_ms));
-        let knows_deadline = self.knows_deadline;
+        // What may have run out before is given to no master, and kept where it is all the same.
+        let what = if self.knows_deadline { What::Lock(None) } else { What::Extension };
         let debt = move |claim: &Arc<Claim>, master, is_sent| {
             claim.note_doubtful(master);
-            let until = claim.until().filter(|_| knows_deadline)?;
-            Some(Debt { claim: Arc::clone(claim), master, what: What::Lock(None), is_sent, until, drift })
+            Some(Debt { claim: Arc::clone(claim), master, what, is_sent, until: claim.until()?, drift })
         };
         if verdict == Verdict::Granted && !masters.handle().is_woken_by_others() {
             let is_silent = |answer: &Answer| answer.as_ref().is_err_and(|error| *error != Error::Withdrawn);
@@ -247,7 +250,7 @@ async fn ask_for(
             return link.call(&planted::plain_set(resource, key, ttl_ms), None).await;
         }
         let way = link.release_by();
-        compare_and(link, way, wanted, |way| way.extend(resource, key, ttl_ms)).await
+        compare_and(link, way, wanted, |way| way.extend(resource, key, ttl_ms), script::is_extension).await
     };
     script::extension(master.call(resource, exchange, wanted).await?.value, key)
 }

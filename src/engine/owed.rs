@@ -25,7 +25,7 @@ use crate::master::Master;
 use crate::master::link::{Link, Taking};
 use crate::planted::{self, Bug};
 use crate::runtime::locked;
-use crate::script::{self, CompareAndDelete, Extension, Grant};
+use crate::script::{self, Extension, Grant};
 
 /// How many debts are seen to at the same time, at most.
 const MOST_DEBTS: usize = 10_000;
@@ -63,6 +63,8 @@ pub struct Debt {
 pub enum What {
     /// The lock, with its fencing token, for what is left of its validity.
     Lock(Option<u64>),
+    /// To keep the lock for what is left of its validity, if it has it.
+    Extension,
     /// Its release.
     Release,
 }
@@ -71,9 +73,19 @@ impl Debt {
     /// Until when it is owed: a lock as long as its holder may rely on it.
     fn until(&self) -> Instant {
         match self.what {
-            What::Lock(_) => self.claim.until().unwrap_or(self.until),
+            What::Lock(_) | What::Extension => self.claim.until().unwrap_or(self.until),
             What::Release => self.until,
         }
+    }
+
+    /// How long the master is to keep the lock, in milliseconds.
+    fn left(&self, now: Instant) -> u64 {
+        u64::try_from(self.until().since(now).saturating_add(self.drift).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether the master may have the lock, and is relied on.
+    fn is_wanted(&self, now: Instant, master: &Master) -> bool {
+        !self.is_settled(now) && master.doubt().is_none()
     }
 
     /// Whether it is a release that no session has sent there yet.
@@ -85,7 +97,7 @@ impl Debt {
         now >= self.until()
             || self.claim.is_forgotten()
             || match self.what {
-                What::Lock(_) => self.claim.is_given_back() || self.claim.is_at(self.master),
+                What::Lock(_) | What::Extension => self.claim.is_given_back() || self.claim.is_at(self.master),
                 What::Release => self.claim.is_released_at(self.master) || self.claim.cannot_be_at(self.master),
             }
     }
@@ -344,19 +356,23 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
         if is_early {
             masters.owed.look(handle.now());
         }
-        let is_paid = !is_early && try_to_pay(masters, master, &debt).await.is_ok();
+        let is_over = !is_early
+            && match try_to_pay(masters, master, &debt).await {
+                Ok(()) => true,
+                Err(error) => debt.what == What::Release && matches!(error, Error::Reply(_)) && !error.is_passing(),
+            };
         if is_linked(&debt.claim)
             && let Some(mut pause) = gate.take()
         {
             *pause = FIRST_PAUSE; // for the next time that it is away
         }
-        if matches!(debt.what, What::Lock(_)) && debt.claim.is_given_back() {
+        if debt.what != What::Release && debt.claim.is_given_back() {
             // The release left this master to us, on the connection that may have carried the lock there.
             debt.what = What::Release;
             debt.until = handle.now().after(masters.longest_ttl());
             continue;
         }
-        if is_paid {
+        if is_over {
             break;
         }
         let pause = gate.as_deref_mut().unwrap_or(&mut own_pause);
@@ -367,29 +383,31 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
 
 async fn try_to_pay(masters: &Masters, master: &Arc<Master>, debt: &Debt) -> Result<(), Error> {
     let claim = &debt.claim;
-    match debt.what {
-        What::Release => tell(Arc::clone(master), Arc::clone(claim), debt.master).await,
-        What::Lock(token) => {
-            of_each(&claim.resources, |resource| give(masters, master, debt, token, resource)).await?;
-            claim.note_at(debt.master);
-            Ok(())
-        }
+    let has_it = match debt.what {
+        What::Release => return tell(Arc::clone(master), Arc::clone(claim), debt.master).await,
+        What::Lock(token) => of_each(&claim.resources, |resource| give(masters, master, debt, token, resource)).await?,
+        What::Extension => of_each(&claim.resources, |resource| prolong(masters, master, debt, resource)).await?,
+    };
+    match (debt.what, has_it.iter().all(|&has_it| has_it)) {
+        (_, true) => claim.note_at(debt.master),
+        (What::Extension, false) => {}
+        (_, false) => return Err(Error::NotSent),
     }
+    Ok(())
 }
 
-/// Give one resource of a lock to a master, unless it is there. `Err` if it cannot be had there now.
+/// Give one resource of a lock to a master, unless it is there. Returns whether it is.
 async fn give(
     masters: &Masters,
     master: &Master,
     debt: &Debt,
     token: Option<u64>,
     resource: &[u8],
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let (claim, handle) = (&debt.claim, masters.handle());
-    let wanted = || !debt.is_settled(handle.now()) && master.doubt().is_none();
-    let left =
-        || u64::try_from(debt.until().since(handle.now()).saturating_add(debt.drift).as_millis()).unwrap_or(u64::MAX);
+    let wanted = || debt.is_wanted(handle.now(), master);
     let taking = || Taking { claim: Arc::clone(claim), master: debt.master };
+    let left = || debt.left(handle.now());
     let is_granted = match token {
         None => {
             let exchange =
@@ -405,29 +423,19 @@ async fn give(
             fence::reply(master.call_to_take(resource, exchange, wanted).await?.value)?.granted
         }
     };
-    if is_granted || prolong(master, claim, resource, left, wanted).await? { Ok(()) } else { Err(Error::NotSent) }
+    Ok(is_granted || prolong(masters, master, debt, resource).await?)
 }
 
-/// Whether it has the lock already: an earlier command may have been carried out although its answer never came, or an
-/// extension is to get there. It then keeps it for what is left.
-async fn prolong(
-    master: &Master,
-    claim: &Claim,
-    resource: &[u8],
-    left: impl Fn() -> u64 + Send + Sync,
-    wanted: impl Fn() -> bool + Send + Sync,
-) -> Result<bool, Error> {
-    let exchange = |link: Link| async {
-        let link = link;
-        let command = if planted::is(Bug::Shortens) {
-            CompareAndDelete::Eval.extend(resource, &claim.key, left())
-        } else {
-            script::prolong(resource, &claim.key, left())
-        };
-        let reply = link.call(&command, None).await?;
+/// Have a master keep one resource of a lock for what is left, if it has it. Returns whether it has: an earlier command may
+/// have been carried out although its answer never came.
+async fn prolong(masters: &Masters, master: &Master, debt: &Debt, resource: &[u8]) -> Result<bool, Error> {
+    let (key, handle) = (&debt.claim.key, masters.handle());
+    let exchange = |link: Link| async move {
+        let command = if planted::is(Bug::Shortens) { script::extend_by_script } else { script::prolong };
+        let reply = link.call(&command(resource, key, debt.left(handle.now())), None).await?;
         // Users need no right to extend if they only lock.
         if matches!(reply, Value::ServerError(_)) { link.call(&script::get(resource), None).await } else { Ok(reply) }
     };
-    let answer = master.call(resource, exchange, wanted).await?;
-    Ok(script::extension(answer.value, &claim.key)? == Extension::Extended)
+    let answer = master.call(resource, exchange, || debt.is_wanted(handle.now(), master)).await?;
+    Ok(script::extension(answer.value, key)? == Extension::Extended)
 }

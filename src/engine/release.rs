@@ -24,10 +24,6 @@ use crate::quorum;
 use crate::runtime::Handle;
 use crate::script::{self, CompareAndDelete, Release};
 
-/// How soon it is looked again whether another session has its answer, and how long between two looks at most.
-const FIRST_LOOK: Duration = Duration::from_millis(2);
-const LONGEST_LOOK: Duration = Duration::from_millis(500);
-
 /// What one master said to a release.
 pub type Answer = Result<Release, Error>;
 
@@ -81,40 +77,18 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
 fn owe_releases(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer], elsewhere: &[bool]) {
     let until = masters.handle().now().after(masters.longest_ttl());
     let is_owed = |&(index, answer): &(usize, &Answer)| {
-        let is_silent = matches!(
-            answer,
-            Err(Error::NotAwaited | Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_))
-        );
-        (is_silent || elsewhere[index]) && !planted::is(Bug::ToldOnce)
+        let is_unconfirmed = match answer {
+            Err(Error::NotAwaited | Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_)) => true,
+            Err(error) => error.is_passing(),
+            Ok(_) => false,
+        };
+        (is_unconfirmed || elsewhere[index]) && !planted::is(Bug::ToldOnce)
     };
     let debt = |(master, _): (usize, &Answer)| {
         let (claim, is_sent) = (Arc::clone(claim), !elsewhere[master]);
         Debt { claim, master, what: What::Release, is_sent, until, drift: Duration::ZERO }
     };
     masters.owe(answers.iter().enumerate().filter(is_owed).map(debt).collect());
-}
-
-/// The same where no caller waits, and other sessions may still be owed answers to what took the lock. A release must not
-/// overtake that: a master that owes such an answer is told when it has come, or its connection has been given up.
-pub async fn release_after_answers(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
-    let owes: Vec<bool> = (0..masters.len()).map(|index| claim.is_unanswered_at(index)).collect();
-    let treatment = treatment(masters, claim);
-    let told_now = |index: usize, master: &Master| if owes[index] { Treatment::Skip } else { treatment(index, master) };
-    let mut answers = release_where(masters, claim, told_now).await;
-    if owes.contains(&true) {
-        let mut pause = FIRST_LOOK;
-        while (0..masters.len()).any(|index| claim.is_unanswered_at(index)) {
-            masters.handle().sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_LOOK);
-        }
-        let rest = |index: usize, master: &Master| if owes[index] { treatment(index, master) } else { Treatment::Skip };
-        for (index, answer) in release_where(masters, claim, rest).await.into_iter().enumerate() {
-            if owes[index] {
-                answers[index] = answer;
-            }
-        }
-    }
-    answers
 }
 
 /// How each master is treated now.
@@ -215,7 +189,6 @@ impl<'a> Round<'a> {
 
 /// The commands of one release to one master that are not written yet.
 struct Sending {
-    commands: usize,
     left: AtomicUsize,
     in_all: Arc<AtomicUsize>,
 }
@@ -223,7 +196,7 @@ struct Sending {
 impl Sending {
     fn new(commands: usize, in_all: &Arc<AtomicUsize>) -> Self {
         in_all.fetch_add(commands, Ordering::Relaxed);
-        Self { commands, left: AtomicUsize::new(commands), in_all: Arc::clone(in_all) }
+        Self { left: AtomicUsize::new(commands), in_all: Arc::clone(in_all) }
     }
 
     /// One is about to be written. One that a cluster sends elsewhere counts once.
@@ -231,14 +204,6 @@ impl Sending {
         if self.left.load(Ordering::Relaxed) > 0 {
             self.left.fetch_sub(1, Ordering::Relaxed);
             self.in_all.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Its connection was dead: it is still to be written, over another one.
-    fn note_failed(&self) {
-        if self.left.load(Ordering::Relaxed) < self.commands {
-            self.left.fetch_add(1, Ordering::Relaxed);
-            self.in_all.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -280,11 +245,10 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Send
         let is_unknown = way == CompareAndDelete::Evalsha && !link.knows_script();
         let way = if is_unknown { CompareAndDelete::Eval } else { way };
         sending.note_sent();
-        let reply = compare_and(link.clone(), way, || true, |way| way.release(claim, resource)).await;
-        match &reply {
-            Ok(Value::ServerError(_)) => {}
-            Ok(_) => link.note_script(),
-            Err(_) => sending.note_failed(),
+        let fits = claim.script.fits();
+        let reply = compare_and(link.clone(), way, || true, |way| way.release(claim, resource), fits).await;
+        if matches!(&reply, Ok(value) if !matches!(value, Value::ServerError(_))) {
+            link.note_script();
         }
         reply
     };
@@ -307,18 +271,20 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
     master.call_in_background(resource, exchange).await.map(|answer| answer.value)
 }
 
-/// Send `command` in the cheapest way the master has and allows, from `way` on, while it is wanted.
+/// Send `command` in the cheapest way the master has and allows, from `way` on, while it is wanted; an answer that does not
+/// fit is another command's.
 pub(super) async fn compare_and(
     link: Link,
     mut way: CompareAndDelete,
     wanted: impl Fn() -> bool,
     command: impl Fn(CompareAndDelete) -> Cmd,
+    fits: fn(&Value) -> bool,
 ) -> Result<Value, Error> {
     loop {
         if !wanted() {
             return Err(Error::NotSent);
         }
-        let reply = link.call(&command(way), None).await?;
+        let reply = link.call_expecting(&command(way), None, fits).await?;
         let Value::ServerError(error) = &reply else { return Ok(reply) };
         let Some(next) = way.fallback(error) else { return Ok(reply) };
         if error.code() != "NOSCRIPT" {

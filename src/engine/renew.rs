@@ -18,7 +18,7 @@ use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::Masters;
 use crate::engine::extend;
-use crate::engine::release::{self, release, release_after_answers};
+use crate::engine::release::{self, release};
 use crate::lease::{Lease, Reason, Step, Ttl};
 use crate::planted::{self, Bug};
 use crate::runtime::{Handle, locked};
@@ -308,8 +308,6 @@ async fn renew(lease: &SharedLease, masters: &Masters, ttl: Ttl) {
 pub enum Waits {
     /// It does.
     ForTurn,
-    /// It does, and a release also waits for the answers that other sessions are owed about the lock. No caller waits for it.
-    ForAnswers,
     /// It interrupts the one that has the turn, which cannot go on meanwhile. An extension that was interrupted by a
     /// release releases once more at its end.
     ForNothing,
@@ -319,7 +317,7 @@ pub enum Waits {
 /// [`Reason::Unavailable`] another try may succeed.
 pub async fn extend_lease(masters: &Masters, lease: &SharedLease, ttl: Ttl, waits: Waits) -> Result<(), Reason> {
     let turn = match waits {
-        Waits::ForTurn | Waits::ForAnswers => Some(lease.turn(masters.handle()).await),
+        Waits::ForTurn => Some(lease.turn(masters.handle()).await),
         Waits::ForNothing => None,
     };
     let result = lease.try_to_extend(masters, ttl).await;
@@ -334,9 +332,7 @@ pub async fn extend_lease(masters: &Masters, lease: &SharedLease, ttl: Ttl, wait
 pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits) -> Option<Vec<release::Answer>> {
     let is_first = lease.begin_release(masters.handle().now());
     let turn = match waits {
-        Waits::ForTurn | Waits::ForAnswers if !planted::is(Bug::KeeperGoesOn) => {
-            Some(lease.turn(masters.handle()).await)
-        }
+        Waits::ForTurn if !planted::is(Bug::KeeperGoesOn) => Some(lease.turn(masters.handle()).await),
         Waits::ForNothing if !is_first => return None,
         _ => None,
     };
@@ -344,10 +340,7 @@ pub async fn release_lease(masters: &Masters, lease: &SharedLease, waits: Waits)
     if lease.with(|state| state.is_given_back()) {
         return None;
     }
-    let answers = match waits {
-        Waits::ForAnswers => release_after_answers(masters, &lease.claim).await,
-        Waits::ForTurn | Waits::ForNothing => release(masters, &lease.claim).await,
-    };
+    let answers = release(masters, &lease.claim).await;
     drop(turn);
     let absent = answers.iter().filter(|answer| matches!(answer, Ok(crate::script::Release::Absent))).count();
     lease.end_release(absent + lease.quorum <= answers.len());

@@ -444,7 +444,7 @@ impl Lane {
                 });
             }
             Task::Release(lease) => self.session.spawn(|masters| async move {
-                release_lease(&masters, &lease, Waits::ForAnswers).await;
+                release_lease(&masters, &lease, Waits::ForTurn).await;
                 drop(at_work);
             }),
             Task::Settle => {

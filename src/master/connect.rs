@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, Value, cmd};
 
 use crate::claim::Claim;
-use crate::error::Error;
+use crate::error::{Error, PASSING};
 use crate::master::bounded::{Bounded, Outstanding};
 use crate::master::endpoint::{Address, Endpoint};
 use crate::master::health::Health;
@@ -18,7 +18,7 @@ use crate::master::link::Link;
 use crate::master::watch::Watches;
 use crate::master::{sentinel, tls};
 use crate::runtime::{Handle, Stream};
-use crate::script::{CompareAndDelete, is_unknown_command};
+use crate::script::{CompareAndDelete, is_unknown_command, unexpected};
 
 /// Commands that may be queued on one connection: so many that there is room for the releases of all claims when it is
 /// given up.
@@ -162,7 +162,8 @@ async fn greet(link: &Link, endpoint: &Endpoint, handle: &Handle, health: &Healt
     introduced?;
     check_role(&hello)?;
     let way = CompareAndDelete::of(hello.text("server"), hello.text("version"));
-    if may_eval.is_err() && !may_run(link, way).await? {
+    let is_refused = matches!(may_eval, Err(Error::Setup(_)));
+    if !is_refused || !may_run(link, way).await? {
         may_eval?;
     }
     link.set_release_by(way);
@@ -237,7 +238,8 @@ async fn ask_eval(link: &Link) -> Result<(), Error> {
             let why = Error::from(error);
             Err(Error::Setup(format!("may not run EVAL, so that a lock could never be released: {why}").into()))
         }
-        _ => Ok(()),
+        Value::ServerError(_) | Value::Int(1) => Ok(()),
+        other => Err(unexpected("EVAL", &other)),
     }
 }
 
@@ -269,14 +271,15 @@ pub(super) fn setup_error(error: &RedisError) -> Error {
 /// what was asked.
 fn is_final(code: &str, details: Option<&str>) -> bool {
     match code {
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" | "LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" => true,
+        "NOAUTH" | "WRONGPASS" | "NOPERM" | "DENIED" => true,
+        code if PASSING.contains(&code) => true,
         _ => details.is_some_and(|details| details.starts_with("max number of clients")),
     }
 }
 
 fn refused(error: &RedisError) -> Error {
     match (error.code(), error.kind()) {
-        (Some("LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN"), _) => Error::from(error.clone()),
+        (Some(code), _) if PASSING.contains(&code) => Error::from(error.clone()),
         (None, ErrorKind::Parse) => Error::connect(&"not a Redis server: its answer is not RESP"),
         _ => Error::Setup(format!("refused the login: {}", crate::error::server_text(error)).into()),
     }

@@ -266,6 +266,21 @@ impl Link {
         }
     }
 
+    /// The same for a command whose answer, if it is no error, is such that it `fits`. Any other belongs to another command:
+    /// what comes after it cannot be relied on either.
+    pub async fn call_expecting(
+        &self,
+        command: &Cmd,
+        taking: Option<Taking>,
+        fits: fn(&Value) -> bool,
+    ) -> Result<Value, Error> {
+        let value = self.call(command, taking).await?;
+        if !fits(&value) && !matches!(value, Value::ServerError(_)) {
+            self.give_up();
+        }
+        Ok(value)
+    }
+
     /// Whether the answer to a claim is still to come: to that with this key, or to any; but not to one whose release was
     /// sent after it.
     #[must_use]

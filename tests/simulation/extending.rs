@@ -310,6 +310,17 @@ impl World {
         self.begin_belief(op, &hold.lease);
     }
 
+    /// Whether a quorum has extended it in time, although its holder is not told yet.
+    pub fn is_just_extended(&self, op: usize, client: usize) -> bool {
+        let (now, quorum) = (self.shown(client), quorum::majority(self.nodes.len()));
+        self.extensions.iter().filter(|extension| extension.op == op).any(|extension| {
+            let (claim, began) = (&extension.claim, extension.began_shown);
+            extension.valid_until.is_some_and(|until| began < until)
+                && now < extension.ttl.expires_at(began)
+                && self.masters_with(&claim.resources, &claim.key) >= quorum
+        })
+    }
+
     /// What was extended was there.
     fn check_held(&mut self, extension: &Extension) {
         let Extension { op, held_at_start, .. } = *extension;

@@ -221,6 +221,11 @@ impl World {
         random.random_bool(habits.abandons) && !owes
     }
 
+    /// Whether its lease is renewed.
+    pub fn is_kept(&self, op: usize) -> bool {
+        self.leases.books.get(&op).is_some_and(|book| book.is_kept)
+    }
+
     /// Whether one who extends a lock that is no lease says until when it is known to be held.
     pub fn knows_deadline(&mut self) -> bool {
         self.leases.random.random_bool(0.5)
@@ -327,7 +332,7 @@ impl World {
         let session = self.lend_to_driver(client, op);
         let result = self.seats[session]
             .session
-            .start(move |masters| async move { release_lease(&masters, &lease, Waits::ForAnswers).await });
+            .start(move |masters| async move { release_lease(&masters, &lease, Waits::ForTurn).await });
         let late_before = self.late_in_all(client);
         self.leases.releases.push(Release { op, session, late_before, result });
         Some(session)
@@ -544,7 +549,8 @@ impl World {
     /// it until it has run out by our own clock, or is released.
     pub fn may_retake(&self, op: usize) -> bool {
         let Some(book) = self.leases.books.get(&op) else { return false };
-        self.shown(self.workers[book.worker].client) < book.lease.with(|state| state.expires_at())
+        let client = self.workers[book.worker].client;
+        self.shown(client) < book.lease.with(|state| state.expires_at()) || self.is_just_extended(op, client)
     }
 
     /// Whether this release undoes a `SET` by which an extension gave a lock again that is still held: another release

@@ -729,6 +729,7 @@ impl World {
         if paused
             || self.plan.broken.is_some()
             || self.plan.late_per_mille > 0
+            || self.lateness() > 0
             || self.is_extended(op)
             || !entry.is_linked
         {
@@ -744,7 +745,7 @@ impl World {
     /// How soon a master gets a lock that was not there when it was granted: the pause before it is tried again, and a
     /// connection.
     fn completion_bound(&self) -> Nanos {
-        SECOND + 200 * MS + 16 * self.plan.longest_delay() + self.lateness()
+        SECOND + 200 * MS + 16 * self.plan.longest_delay()
     }
 
     /// A lock that its holder believes in is on every master that has been within reach for long enough, unless another
@@ -764,8 +765,10 @@ impl World {
                 && !self.is_excused(op, &key, master);
             *times = if is_missing { *times + 1 } else { 0 };
         }
+        // A thread that is scheduled late may be so again and again.
         if self.plan.broken.is_none()
             && !self.plan.sleeps()
+            && self.lateness() == 0
             && let Some(master) = lacking.iter().position(|&times| times > LOOKS)
         {
             self.violation(Rule::Incomplete, &format!("op {op}: {} is not on master {master}", key.escape_ascii()));
@@ -779,8 +782,10 @@ impl World {
     fn is_excused(&self, op: usize, key: &[u8], master: usize) -> bool {
         let sent = self.oracle.attempts.get(key).into_iter().flat_map(|attempt| &attempt.conns);
         let of_idle = |conn: &Conn| conn.master == master && !self.seats[conn.session].attended;
+        // Where a lock that is extended late had run out, it stays away if its deadline was not known.
+        let is_kept = self.is_kept(op);
         sent.map(|&conn| &self.conns[conn]).any(of_idle)
-            || self.facts_of(op, key, master).iter().any(|facts| facts.released)
+            || self.facts_of(op, key, master).iter().any(|facts| facts.released || facts.not_there && !is_kept)
     }
 
     /// What a master really did with a key, for each of its resources.
@@ -929,7 +934,7 @@ impl World {
         };
         let (client, resources) = (op.client, op.resources.clone());
         let since = self.now().saturating_sub(self.completion_bound());
-        if self.was_away(client, since) || self.plan.broken.is_some() || self.plan.sleeps() {
+        if self.was_away(client, since) || self.plan.broken.is_some() || self.plan.sleeps() || self.lateness() > 0 {
             return;
         }
         for master in 0..self.nodes.len() {

@@ -1,6 +1,6 @@
 //! Many seeds: on all processors, each in its own world.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,7 +91,8 @@ impl Run {
     /// How often each rule was violated, with the first few seeds.
     pub fn explain(&self) -> String {
         let mut text = format!("{} of {} seeds failed\n", self.failures.len(), self.seeds);
-        for rule in Rule::ALL.into_iter().filter(|&rule| self.count(rule) > 0) {
+        let rules: BTreeSet<Rule> = self.failures.values().flat_map(BTreeMap::keys).copied().collect();
+        for rule in rules {
             writeln!(text, "{rule:?}: {}", self.count(rule)).unwrap();
             let seeds = self.failures.iter().filter_map(|(seed, violations)| Some((seed, violations.get(&rule)?)));
             for (seed, what) in seeds.take(5) {
