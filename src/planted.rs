@@ -67,8 +67,6 @@ pub enum Bug {
     ShunHung,
     /// A lock that a quorum has granted is given to no other master.
     Incomplete,
-    /// A master that may have the lock already is asked to keep it for what is left, although it may keep it for longer.
-    Shortens,
     /// A master that has not confirmed a release is told it only once.
     ToldOnce,
     /// A release waits for every master's answer, however far it is.

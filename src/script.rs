@@ -102,12 +102,6 @@ pub fn get(resource: &[u8]) -> Cmd {
     command
 }
 
-/// [`EXTEND`], in full. Returns what [`extension`] reads.
-#[must_use]
-pub fn extend_by_script(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
-    cmd("EVAL").arg(EXTEND).arg(1).arg(resource).arg(key).arg(ttl_ms).take()
-}
-
 /// [`PROLONG`], in full. Returns what [`extension`] reads.
 #[must_use]
 pub fn prolong(resource: &[u8], key: &[u8], ttl_ms: u64) -> Cmd {
@@ -226,7 +220,7 @@ impl CompareAndDelete {
                 cmd("SET").arg(resource).arg(key).arg("IFEQ").arg(key).arg("GET").arg("PX").arg(ttl_ms).take()
             }
             // In full: a quorum decides, and then nobody may be there to take another master's `NOSCRIPT` for an answer.
-            Self::Evalsha | Self::Eval => extend_by_script(resource, key, ttl_ms),
+            Self::Evalsha | Self::Eval => cmd("EVAL").arg(EXTEND).arg(1).arg(resource).arg(key).arg(ttl_ms).take(),
         }
     }
 }

@@ -131,8 +131,9 @@ impl Poll {
             let (handle, is_given_back) = (masters.handle().clone(), Arc::clone(&request.is_given_back));
             // A later extension may have set a longer TTL since, over another connection. A lock that is released is
             // extended nowhere else; if it was when this began, the masters are to say so.
-            let (known, was_given_back) = (Arc::clone(claim), claim.is_given_back());
-            let is_released = move || is_given_back.load(Ordering::Relaxed) || !was_given_back && known.is_given_back();
+            let goes_on = claim.is_given_back() || planted::is(Bug::KeeperGoesOn);
+            let known = Arc::clone(claim);
+            let is_released = move || is_given_back.load(Ordering::Relaxed) || !goes_on && known.is_given_back();
             let wanted = move || handle.now() < deadline && !is_released();
             ask(Arc::clone(master), Arc::clone(claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))

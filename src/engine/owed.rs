@@ -23,7 +23,6 @@ use crate::error::Error;
 use crate::fence::{self, Call};
 use crate::master::Master;
 use crate::master::link::{Link, Taking};
-use crate::planted::{self, Bug};
 use crate::runtime::locked;
 use crate::script::{self, Extension, Grant};
 
@@ -431,8 +430,7 @@ async fn give(
 async fn prolong(masters: &Masters, master: &Master, debt: &Debt, resource: &[u8]) -> Result<bool, Error> {
     let (key, handle) = (&debt.claim.key, masters.handle());
     let exchange = |link: Link| async move {
-        let command = if planted::is(Bug::Shortens) { script::extend_by_script } else { script::prolong };
-        let reply = link.call(&command(resource, key, debt.left(handle.now())), None).await?;
+        let reply = link.call(&script::prolong(resource, key, debt.left(handle.now())), None).await?;
         // Users need no right to extend if they only lock.
         if matches!(reply, Value::ServerError(_)) { link.call(&script::get(resource), None).await } else { Ok(reply) }
     };
