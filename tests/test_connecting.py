@@ -7,6 +7,7 @@ import contextlib
 import time
 
 import pytest
+import redis
 
 from redlock import AsyncRedlock, Redlock
 from support import names
@@ -208,6 +209,33 @@ def test_a_lock_is_extended_although_the_idle_connections_were_forgotten(forgott
     assert dlm.extend(lock, 2 * TTL)
     # By a quorum when the call returns: the session is not driven after that.
     assert sum(server.client().pttl("r") > TTL for server in servers) >= 2
+
+
+@pytest.mark.parametrize("interval, checked", [(0, []), (60, []), (0.05, ["PING"])])
+def test_a_connection_that_was_idle_for_the_health_check_interval_is_asked_first(scripted, interval, checked):
+    server = scripted()
+    dlm = Redlock([redis.Redis.from_url(server.url, health_check_interval=interval)], 1)
+    dlm.unlock(dlm.lock("r", TTL))
+    before = len(server.commands)
+    time.sleep(0.1)
+    dlm.unlock(dlm.lock("r", TTL))
+    names = [command.name for command in server.commands[before:]]
+    assert names == [*checked, "SET", "EVALSHA"]
+
+
+def test_a_connection_that_does_not_pass_its_health_check_is_replaced(masters, through):
+    """And nothing else is sent over it."""
+    (server,) = masters(1)
+    proxy = through(server)
+    dlm = Redlock([redis.Redis.from_url(proxy.url, health_check_interval=0.05)], 1)
+    dlm.unlock(dlm.lock("r", TTL))
+    time.sleep(0.1)
+    proxy.forget()
+    lock = dlm.lock("r", TTL)
+    assert lock
+    assert is_held([server], lock)
+    dlm.unlock(lock)
+    nothing_left([server])
 
 
 def test_a_busy_connection_that_is_slow_is_not_taken_for_forgotten(masters, through):

@@ -44,15 +44,15 @@ logger = logging.getLogger("redlock")
 # What a redis-py connection can be told and an endpoint carries.
 _HONOURED = frozenset({
     "host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "protocol",
-    "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
+    "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "health_check_interval",
     "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_check_hostname",
     "ssl_min_version", "ssl_include_verify_flags", "ssl_exclude_verify_flags",
 })  # fmt: skip
 # What is about redis-py's own reading, retrying and reporting: it changes nothing that reaches a server. Text that
-# utf-8 cannot hold is refused before it is sent anywhere, and dead connections are noticed without a PING.
+# utf-8 cannot hold is refused before it is sent anywhere.
 REDIS_PYS_OWN = frozenset({
     "encoding_errors",
-    "retry", "retry_on_timeout", "retry_on_error", "health_check_interval", "socket_read_size", "parser_class",
+    "retry", "retry_on_timeout", "retry_on_error", "socket_read_size", "parser_class",
     "decode_responses", "legacy_responses", "lib_name", "lib_version", "driver_info", "event_dispatcher",
     "maint_notifications_config", "maint_notifications_pool_handler", "maintenance_state",
     "maintenance_notification_hash", "oss_cluster_maint_notifications_handler", "orig_host_address",
@@ -368,6 +368,7 @@ def _read(connection: Connection) -> Endpoint:
         # With 0 redis-py does not wait in `recv`, but asks again: no time of its own, here as well.
         socket_timeout=_chosen("socket_timeout", connection) or None,
         socket_connect_timeout=_chosen("socket_connect_timeout", connection) or None,
+        health_check_interval=connection.health_check_interval or None,
         tls=_tls(connection) if isinstance(connection, redis.connection.SSLConnection) else None,
     )
 

@@ -48,6 +48,7 @@ class Endpoint:
     ``socket_timeout`` is how many seconds to wait for an answer, 0.5 by default; a longer one lengthens the rounds as
     well. ``socket_connect_timeout`` is how many a connection may take, 5 by default; calls that end before that go on
     with it later.
+    ``health_check_interval`` is after how many seconds without an answer a connection is asked ``PING`` before it is used.
     ``tls`` holds the settings below, as redis-py means its ``ssl_*`` arguments; ``None`` is a plain connection.
 
     ``credentials`` is asked for username and password instead, for each connection: called in a thread of its own with
@@ -77,6 +78,7 @@ class Endpoint:
         socket_connect_timeout: float | None = None,
         socket_keepalive: bool = False,
         socket_keepalive_options: Mapping[int, int] | None = None,
+        health_check_interval: float | None = None,
         tls: Mapping[str, object] | None = None,
         service: str | None = None,
         sentinels: Sequence[tuple[str, int]] | None = None,

@@ -95,6 +95,8 @@ pub struct Endpoint {
     pub connect_timeout: Option<Duration>,
     /// TCP keep-alive.
     pub keepalive: Keepalive,
+    /// A connection that has been idle for longer is asked `PING` before it is used.
+    pub health_check_interval: Option<Duration>,
     /// The TLS settings; `None` is a plain connection.
     pub tls: Option<Arc<Tls>>,
 }
@@ -116,6 +118,7 @@ impl Endpoint {
             socket_timeout: None,
             connect_timeout: None,
             keepalive: Keepalive::default(),
+            health_check_interval: None,
             tls: None,
         }
     }

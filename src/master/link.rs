@@ -149,11 +149,16 @@ impl Link {
     /// How long the next command may stay unanswered before a new connection is made beside this one, which was idle for
     /// long and may be forgotten; `None` if it is in use.
     #[must_use]
-    pub fn grace(&self, now: Instant) -> Option<Duration> {
-        let heard = *locked(&self.0.heard);
-        let is_idle = self.0.outstanding.is_none() && now.since(heard.at) > IDLE;
-        let grace = (heard.usual * USUAL_TIMES).max(LEAST_GRACE);
-        (is_idle && grace < self.0.patience).then_some(grace)
+    pub fn grace(&self, check_interval: Option<Duration>, now: Instant) -> Option<Duration> {
+        let grace = (locked(&self.0.heard).usual * USUAL_TIMES).max(LEAST_GRACE);
+        let idle = check_interval.map_or(IDLE, |interval| interval.min(IDLE));
+        (grace < self.0.patience && self.is_idle_for(idle, now)).then_some(grace)
+    }
+
+    /// Whether its last answer came so long ago, and none is outstanding.
+    #[must_use]
+    pub fn is_idle_for(&self, long: Duration, now: Instant) -> bool {
+        self.0.outstanding.is_none() && now.since(self.heard_at()) > long
     }
 
     /// When its last answer came.

@@ -270,8 +270,19 @@ impl Master {
             if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
-            let exchange = pin!((errand.exchange)(link.clone()));
-            let value = self.exchange(node, &link, link.grace(now), exchange).await?;
+            let interval = node.endpoint().health_check_interval;
+            let is_due = interval.is_some_and(|interval| link.is_idle_for(interval, now));
+            let exchange = pin!(async {
+                if is_due {
+                    // Whatever it answers, it is there.
+                    link.call(&redis::cmd("PING"), None).await?;
+                    if !(errand.wanted)() {
+                        return Err(Error::NotSent);
+                    }
+                }
+                (errand.exchange)(link.clone()).await
+            });
+            let value = self.exchange(node, &link, link.grace(interval, now), exchange).await?;
             if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();

@@ -22,7 +22,7 @@ impl Endpoint {
     #[new]
     #[pyo3(signature = (*, host = "localhost", port = 6379, path = None, db = 0, username = None, password = None,
         credentials = None, client_name = None, protocol = None, socket_timeout = None, socket_connect_timeout = None, socket_keepalive = false,
-        socket_keepalive_options = None, tls = None, service = None, sentinels = None, sentinel_username = None,
+        socket_keepalive_options = None, health_check_interval = None, tls = None, service = None, sentinels = None, sentinel_username = None,
         sentinel_password = None))]
     #[expect(clippy::too_many_arguments, reason = "redis-py's own keyword arguments")]
     fn new(
@@ -39,6 +39,7 @@ impl Endpoint {
         socket_connect_timeout: Option<f64>,
         socket_keepalive: bool,
         socket_keepalive_options: Option<HashMap<i64, i64>>,
+        health_check_interval: Option<f64>,
         tls: Option<&Bound<'_, PyDict>>,
         service: Option<String>,
         sentinels: Option<Vec<(String, i64)>>,
@@ -67,6 +68,7 @@ impl Endpoint {
             socket_timeout: seconds("socket_timeout", socket_timeout)?,
             connect_timeout: seconds("socket_connect_timeout", socket_connect_timeout)?,
             keepalive: keepalive(socket_keepalive, socket_keepalive_options.unwrap_or_default())?,
+            health_check_interval: seconds("health_check_interval", health_check_interval)?,
             tls: tls.transpose()?,
         })))
     }
