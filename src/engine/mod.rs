@@ -265,6 +265,12 @@ impl Session {
         self.executor.leave();
     }
 
+    /// Since when the caller has turned away.
+    #[must_use]
+    pub fn left_at(&self) -> Option<Instant> {
+        self.executor.left_at()
+    }
+
     /// The caller was not there for so long, though it had not said that it would leave.
     pub fn was_left_alone(&self, absent: Duration) {
         self.executor.was_left_alone(absent);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, getpid};
 
+use crate::clock::Instant;
 use crate::engine::acquire::Cancel;
 use crate::engine::crowd::Crowds;
 use crate::engine::owed::{Keeper, Owed};
@@ -22,6 +23,9 @@ use crate::runtime::{Source, locked};
 
 /// Sessions kept for the next caller; more are closed as they come back.
 const MOST_IDLE: usize = 64;
+
+/// How long one is kept that no caller uses. A burst of threads leaves one each.
+const LONGEST_IDLE: Duration = Duration::from_secs(60);
 
 /// The endpoints of one manager and its sessions to them, in this process and those forked from it.
 #[derive(Debug)]
@@ -140,6 +144,13 @@ impl Sessions {
     fn owes(&self, key: &[u8]) -> bool {
         self.owed.iter().any(|(one, worker)| one == key && *worker != thread::current().id())
     }
+
+    /// The session that was used longest ago, if that was too long ago.
+    fn take_old(&mut self, now: Instant) -> Option<Session> {
+        let first = self.idle.first()?;
+        let is_old = first.left_at().is_some_and(|left_at| now.since(left_at) > LONGEST_IDLE);
+        (is_old && !first.awaits(None)).then(|| self.idle.remove(0))
+    }
 }
 
 /// The answers about one lock that a session at work still waits for.
@@ -239,10 +250,14 @@ impl InProcess {
     /// A session is not used any more for now.
     pub(super) fn take_back(&self, session: Session) {
         session.leave();
+        let now = session.left_at().unwrap_or_default();
         let mut sessions = locked(&self.sessions);
+        let old = sessions.take_old(now);
         if sessions.idle.len() < MOST_IDLE {
             sessions.idle.push(session);
         }
+        drop(sessions);
+        drop(old); // closes its connections
     }
 
     /// What masters are owed.
@@ -343,6 +358,20 @@ mod tests {
     fn a_thread_does_not_wait_for_a_session_that_it_works_on_itself() {
         let home = owing(b"key", thread::current().id());
         assert!(home.take(Some(b"key"), LONG).0.is_none());
+    }
+
+    #[test]
+    fn a_session_that_no_caller_has_used_for_long_is_closed() {
+        let home = InProcess::new(&[], &Arc::default());
+        let (one, other) = (home.new_session(), home.new_session());
+        home.take_back(one);
+        home.take_back(other);
+        let mut sessions = locked(&home.sessions);
+        let left_at = sessions.idle[0].left_at().unwrap();
+        assert!(sessions.take_old(left_at.after(LONGEST_IDLE)).is_none());
+        let old = sessions.take_old(left_at.after(LONGEST_IDLE + Duration::from_nanos(1))).unwrap();
+        assert_eq!(old.left_at(), Some(left_at));
+        assert_eq!(sessions.idle.len(), 1);
     }
 
     #[test]

@@ -279,6 +279,12 @@ impl Executor {
         locked(&self.handle.0.attention).left_at = Some(self.handle.now());
     }
 
+    /// Since when nobody drives it, if that was said.
+    #[must_use]
+    pub fn left_at(&self) -> Option<Instant> {
+        locked(&self.handle.0.attention).left_at
+    }
+
     /// Nobody drove the executor for so long, without notice.
     pub fn was_left_alone(&self, absent: Duration) {
         locked(&self.handle.0.attention).unattended += absent;
