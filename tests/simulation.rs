@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 24] = [
+const FAILED: [(u64, &str); 26] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -123,6 +123,8 @@ const FAILED: [(u64, &str); 24] = [
         1_795_876_297_496_588_820,
         "a master was given a lock that a quorum had just extended, before its holder was told so",
     ),
+    (1_795_878_983_447_802_968, "two whose names met in part asked different masters first, and split the votes"),
+    (1_795_878_983_447_826_627, "the same"),
     (
         1_795_876_297_496_625_633,
         "whoever was stopped found the answers to an extension after the lock had run out, and relied on them",

@@ -48,7 +48,8 @@ class Endpoint:
     ``socket_timeout`` is how many seconds to wait for an answer, 0.5 by default; a longer one lengthens the rounds as
     well. ``socket_connect_timeout`` is how many a connection may take, 5 by default; calls that end before that go on
     with it later.
-    ``health_check_interval`` is after how many seconds without an answer a connection is asked ``PING`` before it is used.
+    ``health_check_interval`` is after how many seconds without an answer a connection is asked ``PING`` before it is
+    used.
     ``tls`` holds the settings below, as redis-py means its ``ssl_*`` arguments; ``None`` is a plain connection.
 
     ``credentials`` is asked for username and password instead, for each connection: called in a thread of its own with

@@ -164,7 +164,7 @@ async fn round(
     request.rounds.fetch_add(1, Ordering::Relaxed);
     let start = masters.handle().now();
     let mut canvass = Canvass::new(masters, request, *highest_seen);
-    let designated = waiting.asks_one_first().then(|| masters.designated(&request.resources, request.quorum)).flatten();
+    let designated = waiting.asked_first();
     // Whoever is asked after another has as long for an answer: the distance that one round trip overcomes in that time may
     // be too long for two.
     let limit = start.after(Duration::from_millis(request.ttl_ms / 2)).min(waiting.give_up_at);

@@ -138,8 +138,12 @@ impl Masters {
 
     /// The master all contenders for these resources ask first, whatever process they are in; the next one where it is
     /// suspect. `None` where too few are well: there a round cannot wait for one before it asks the others.
-    fn designated(&self, resources: &[Vec<u8>], quorum: usize) -> Option<usize> {
-        let first = usize::try_from(fnv1a(least(resources)) % self.len().max(1) as u64).unwrap_or_default();
+    ///
+    /// Callers whose names meet only in part may have different ones, and split the votes again and again. After some
+    /// `splits` it is the same for all names.
+    fn designated(&self, resources: &[Vec<u8>], quorum: usize, splits: usize) -> Option<usize> {
+        let hash = if splits < MOST_SPLITS { fnv1a(least(resources)) } else { 0 };
+        let first = usize::try_from(hash % self.len().max(1) as u64).unwrap_or_default();
         let mut in_turn = (0..self.len()).map(|step| (first + step) % self.len());
         in_turn.find(|&index| self[index].is_well()).filter(|_| !self.needs_suspects(quorum))
     }
@@ -150,6 +154,10 @@ impl Masters {
 fn least(resources: &[Vec<u8>]) -> &[u8] {
     resources.iter().min().map_or(&[], Vec::as_slice)
 }
+
+/// How many rounds of one call may end with the vote of the master that was asked first and without a quorum, before it asks
+/// another one first.
+const MOST_SPLITS: usize = 2;
 
 /// How long the masters that were slower than a quorum have for the last call of a process.
 const LEAST_FINISH: Duration = Duration::from_millis(10);

@@ -41,6 +41,8 @@ pub(super) struct Waiting<'a> {
     woken: bool,
     /// The master to be asked first kept the lock, and a quorum did not need it.
     free_elsewhere: bool,
+    /// How many tries the master granted that was asked first, and another refused.
+    splits: usize,
     /// Our turn among those of this session who wait for it.
     turn: Option<OwnedMutexGuard<()>>,
     /// Our place among those of this process who do.
@@ -60,15 +62,21 @@ impl<'a> Waiting<'a> {
             refused: false,
             woken: false,
             free_elsewhere: false,
+            splits: 0,
             turn: None,
             place: None,
         }
     }
 
-    /// Whether one master, the same for all contenders, is to be asked first: contenders that all ask everybody split the
-    /// votes, and nobody wins. The only one who waits saves a round trip.
-    pub(super) fn asks_one_first(&self) -> bool {
-        self.refused && !self.free_elsewhere && (self.is_crowded() || !self.woken)
+    /// The one master, the same for all contenders, that is to be asked first, if one is: contenders that all ask everybody
+    /// split the votes, and nobody wins. The only one who waits saves a round trip.
+    pub(super) fn asked_first(&self) -> Option<usize> {
+        let asks_one_first = self.refused && !self.free_elsewhere && (self.is_crowded() || !self.woken);
+        asks_one_first.then(|| self.designated()).flatten()
+    }
+
+    fn designated(&self) -> Option<usize> {
+        self.masters.designated(&self.request.resources, self.request.quorum, self.splits)
     }
 
     fn is_crowded(&self) -> bool {
@@ -83,7 +91,10 @@ impl<'a> Waiting<'a> {
         if !self.pauses_on() {
             return false;
         }
-        self.refused = votes.contains(&Ok(Grant::Refused));
+        let is_refused = votes.contains(&Ok(Grant::Refused));
+        let was_first = self.asked_first().is_some_and(|first| votes[first] == Ok(Grant::Granted));
+        self.splits += usize::from(was_first && is_refused);
+        self.refused = is_refused;
         let was_contended = self.refused && (self.woken || votes.contains(&Ok(Grant::Granted)));
         self.woken = false;
         let handle = self.masters.handle();
@@ -97,8 +108,7 @@ impl<'a> Waiting<'a> {
         }
         let is_crowded = self.is_crowded();
         let moment = handle.with_random(|random| retry::moment(is_crowded, random));
-        let designated = || self.masters.designated(&self.request.resources, self.request.quorum);
-        let first = is_crowded.then(designated).flatten();
+        let first = is_crowded.then(|| self.designated()).flatten();
         let outlook = Outlook::default();
         let mut free = std::pin::pin!(async {
             until_free(self.masters, self.request, votes, first, &outlook).await;
