@@ -102,10 +102,19 @@ def test_redis_options_win_over_the_environment(masters):
     assert [server.keys() for server in servers] == [{b"r"}, set()]
 
 
-@pytest.mark.parametrize("env", [{}, {"REDLOCK_URLS": ""}, {"REDLOCK_URLS": " , "}])
-def test_the_default_is_localhost(env):
-    # Whoever listens there may answer what it likes: asked for a ttl of 0, no master is spoken to.
-    assert redlock_("lock", "r", "0", env=env) == (1, "", "failed\n")
+@pytest.mark.parametrize("words", [["lock", "r", TTL], ["run", "r", "--", "echo", "no"], ["doctor"]])
+def test_no_masters_is_a_usage_error(words):
+    """A cron job without its environment would otherwise run on each machine, under a lock of its own localhost."""
+    code, out, err = redlock_(*words)
+    assert (code, out) == (2, "")
+    assert err == "error: no masters: set REDLOCK_URLS, or give --redis URL for each of them, or --urls-file FILE\n"
+
+
+@pytest.mark.parametrize("empty", ["", "  ", " , "])
+def test_empty_redlock_urls_is_a_usage_error(empty):
+    code, out, err = redlock_("lock", "r", TTL, env={"REDLOCK_URLS": empty})
+    assert (code, out) == (2, "")
+    assert err == "error: REDLOCK_URLS is set, but names no master\n"
 
 
 @pytest.mark.parametrize("retries, tries", [("0", 1), ("2", 3)])
@@ -164,8 +173,11 @@ def test_ctrl_c_while_waiting_is_130(scripted):
         (["--redis", "http://h", "lock", "r", "1000"], "error: Redis URL must specify one of the following schemes"),
         (["--redis", "redis://h:port", "lock", "r", "1000"], "error: Port could not be cast to integer"),
         (["--redis", "redis://h", "--redis", "redis://h", "lock", "r", "1000"], "listed twice"),
-        (["lock", "r", str(10**20)], "error: ttl must be at most"),
-        (["lock", "r", "1000", "--retry-delay=-5"], "error: retry_delay must be seconds from 0"),
+        (["--redis", "redis://h", "lock", "r", str(10**20)], "error: ttl must be at most"),
+        (
+            ["--redis", "redis://h", "lock", "r", "1000", "--retry-delay=-5"],
+            "error: retry_delay must be seconds from 0",
+        ),
     ],
 )
 def test_usage_errors_are_2(words, text):

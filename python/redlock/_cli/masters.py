@@ -14,22 +14,27 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-DEFAULT_URL = "redis://localhost:6379/0"
 STDIN = "-"
 
 
 def urls(options: argparse.Namespace) -> list[str]:
-    """The masters' URLs: arguments, else a file, else the environment, else localhost.
+    """The masters' URLs: arguments, else a file, else the environment.
 
     Raises:
-        ValueError: the file cannot be read, or names no master.
+        ValueError: there are none, or the file cannot be read.
     """
     given = [*(getattr(options, "urls", None) or ()), *(options.redis or ()), *(options.more_redis or ())]
     if given:
         return given
     if options.urls_file is not None:
         return _from_file(options.urls_file)
-    return _split(os.environ.get("REDLOCK_URLS", "")) or [DEFAULT_URL]
+    text = os.environ.get("REDLOCK_URLS")
+    if text is None:
+        raise ValueError("no masters: set REDLOCK_URLS, or give --redis URL for each of them, or --urls-file FILE")
+    found = _split(text)
+    if not found:
+        raise ValueError("REDLOCK_URLS is set, but names no master")
+    return found
 
 
 def _split(text: str) -> list[str]:

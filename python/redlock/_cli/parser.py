@@ -7,7 +7,6 @@ import textwrap
 
 from redlock import __version__
 from redlock._cli import durations
-from redlock._cli.masters import DEFAULT_URL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _add_common(parser: argparse.ArgumentParser, redis: str) -> None:
         default=default,
         action="append",
         metavar="URL",
-        help=f"a master; once for each (default: REDLOCK_URLS, or {DEFAULT_URL})",
+        help="a master; once for each (default: REDLOCK_URLS)",
     )
     suppress = argparse.SUPPRESS
     parser.add_argument(
