@@ -31,17 +31,27 @@ def test_lock_prints_the_key_and_unlock_takes_it(masters):
     nothing_left(servers)
 
 
-def test_quiet_says_nothing_but_the_key(masters):
+def test_quiet_hides_conflicts_and_nothing_worse(masters):
     servers = masters(3)
     code, out, err = redlock_(*urls(servers), "--quiet", "lock", "r", TTL)
     assert (code, len(out), err) == (0, 23, "")
     assert redlock_(*urls(servers), "--quiet", "lock", "r", TTL, "--retry-count=0") == (1, "", "")
-    assert redlock_(*urls(servers), "--quiet", "unlock", "r", "wrong") == (1, "", "")
+    assert redlock_(*urls(servers), "--quiet", "run", "r", "--", "echo", "no") == (75, "", "")
+    lost = "failed: no master held this lock with this key\n"
+    assert redlock_(*urls(servers), "--quiet", "unlock", "r", "wrong") == (1, "", lost)
     servers[0].kill()
     servers[1].kill()
-    assert redlock_(*urls(servers), "--quiet", "lock", "r", TTL, "--retry-count=0") == (3, "", "")
-    assert redlock_(*urls(servers), "--quiet", "unlock", "r", out.strip()) == (3, "", "")
-    assert redlock_("--quiet", "--redis", "http://h", "lock", "r", TTL) == (2, "", "")
+    for words in (
+        ["lock", "r", TTL, "--retry-count=0"],
+        ["run", "r", "--", "echo", "no"],
+        ["unlock", "r", out.strip()],
+    ):
+        code, out, err = redlock_(*urls(servers), "--quiet", *words)
+        assert (code, out) == (3, "")
+        assert err.startswith("error: no majority of the masters answered\n  127.0.0.1:")
+    code, out, err = redlock_("--quiet", "--redis", "http://h", "lock", "r", TTL)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
 
 
 def test_lock_held_by_another_is_1(masters):

@@ -230,10 +230,11 @@ def lose_by_outage(servers):
         server.kill()
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 @pytest.mark.parametrize("lose, reason", [(lose_by_deletion, "taken over"), (lose_by_outage, "unavailable")])
-def test_a_lost_lock_ends_the_command_and_is_76(masters, lose, reason):
+def test_a_lost_lock_ends_the_command_and_is_76(masters, lose, reason, quiet):
     servers = masters(3)
-    with Run(servers, "trap 'echo told; exit 4' TERM; echo ready; read line", f"--ttl={KEPT}ms") as run:
+    with Run(servers, "trap 'echo told; exit 4' TERM; echo ready; read line", f"--ttl={KEPT}ms", *quiet) as run:
         assert run.hear() == "ready"
         lose(servers)
         code, out, err = run.finish()

@@ -25,7 +25,7 @@ def lock(options: argparse.Namespace) -> int:
     tries = math.inf if options.retry_count < 0 else options.retry_count + 1
     manager = masters.for_one_call(masters.manager(options, retry_delay=options.retry_delay / 1000))
     if options.validity < LEAST_TTL:  # to redlock-py a failure like any other
-        return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": []})
+        return _conflict(out, {"name": options.name, "error": "not acquired", "masters": []})
     attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
     if attempt.lock:
         out.say("ok")
@@ -34,7 +34,7 @@ def lock(options: argparse.Namespace) -> int:
         return DONE
     if attempt.reason == "unavailable":
         return _outage(out, options.name, attempt)
-    return _refused(out, "failed", {"name": options.name, "error": "not acquired", "masters": votes(attempt.masters)})
+    return _conflict(out, {"name": options.name, "error": "not acquired", "masters": votes(attempt.masters)})
 
 
 def unlock(options: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def unlock(options: argparse.Namespace) -> int:
     said = votes(attempt.masters)
     if not attempt:
         facts = {"name": options.name, "error": "not held", "masters": said}
-        return _refused(out, "failed: no master held this lock with this key", facts)
+        return _lost(out, "no master held this lock with this key", facts)
     out.say("ok")
     out.result({"name": options.name, "released": True, "masters": said})
     return DONE
@@ -64,11 +64,17 @@ def extend(options: argparse.Namespace) -> int:
         return _outage(out, options.name, attempt)
     facts = {"name": options.name, "error": attempt.reason, "masters": votes(attempt.masters)}
     is_taken = attempt.reason == "taken over"
-    return _refused(out, f"failed: {'others hold it' if is_taken else 'it is not held any more'}", facts)
+    return _lost(out, "others hold it" if is_taken else "it is not held any more", facts)
 
 
-def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
-    out.say(text)
+def _conflict(out: Output, facts: dict[str, object]) -> int:
+    out.say("failed")
+    out.result(facts)
+    return NOT_DONE
+
+
+def _lost(out: Output, text: str, facts: dict[str, object]) -> int:
+    out.warn(f"failed: {text}")
     out.result(facts)
     return NOT_DONE
 
@@ -76,7 +82,7 @@ def _refused(out: Output, text: str, facts: dict[str, object]) -> int:
 def _outage(out: Output, name: str, attempt: Attempt) -> int:
     out.error(NO_MAJORITY, name=name, masters=votes(attempt.masters))
     for master, said in attempt.masters:
-        out.say(f"  {master}: {said}")
+        out.warn(f"  {master}: {said}")
     return OUTAGE
 
 

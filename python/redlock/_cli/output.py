@@ -34,8 +34,13 @@ class Output:
         self._results = results or sys.stdout
 
     def say(self, text: str) -> None:
-        """A line for people, on stderr."""
-        if not (self.quiet or self.json):
+        """A line for people, on stderr; for what is as it should be, conflicts among it."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """The same, for what must be known: ``--quiet`` does not hide it."""
+        if not self.json:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def result(self, facts: dict[str, Any], text: str = "") -> None:
@@ -47,7 +52,7 @@ class Output:
 
     def error(self, text: str, **facts: Any) -> None:
         """What went wrong: a line on stderr, or JSON with ``error``."""
-        self.say(f"error: {text}")
+        self.warn(f"error: {text}")
         if self.json:
             self.result({"error": text, **facts})
 

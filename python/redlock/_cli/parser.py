@@ -92,7 +92,7 @@ def _add_common(parser: argparse.ArgumentParser, redis: str) -> None:
         "--quiet",
         action="store_true",
         default=suppress,
-        help="nothing on stderr: only the exit code, and the key of a lock",
+        help="no word on a conflict, a wait or a success; outages, losses and errors are said",
     )
 
 

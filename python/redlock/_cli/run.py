@@ -55,7 +55,7 @@ def _refused(out: Output, options: argparse.Namespace, error: CannotObtainLock) 
     unfenced = isinstance(error, FencingUnavailable)
     out.error("no fencing tokens at a majority of the masters" if unfenced else NO_MAJORITY, **facts)
     for master, said in error.masters:
-        out.say(f"  {master}: {said}")
+        out.warn(f"  {master}: {said}")
     return OUTAGE
 
 
@@ -138,6 +138,6 @@ def _verdict(out: Output, lease: Lease, code: int) -> int:
         out.result({"name": lease.resource, "exit_code": code, "lost": None})
         return code
     reason = lease.lost.reason or "expired"
-    out.say(f"error: {lease.resource}: the lock was lost ({reason}); the command ended with {code}")
+    out.warn(f"error: {lease.resource}: the lock was lost ({reason}); the command ended with {code}")
     out.result({"name": lease.resource, "error": "lost", "reason": reason, "exit_code": code, "lost": reason})
     return LOST
