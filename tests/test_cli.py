@@ -180,8 +180,14 @@ def test_ctrl_c_while_waiting_is_130(scripted):
         (["lock", "r", "1", "extra"], "unrecognized arguments: extra"),
         (["unlock", "r"], "KEY"),
         (["unlock", "r", "key", "--force"], "unrecognized arguments: --force"),
-        (["--redis", "http://h", "lock", "r", "1000"], "error: Redis URL must specify one of the following schemes"),
-        (["--redis", "redis://h:port", "lock", "r", "1000"], "error: Port could not be cast to integer"),
+        (
+            ["--redis", "redis://h", "--redis", "http://h", "lock", "r", "1s"],
+            "error: master 2 of 2: its scheme is none of",
+        ),
+        (
+            ["--redis", "redis://h:port", "lock", "r", "1000"],
+            "error: master 1 of 1: its login, host or port cannot be read",
+        ),
         (["--redis", "redis://h", "--redis", "redis://h", "lock", "r", "1000"], "listed twice"),
         (["--redis", "redis://h", "lock", "r", str(10**20)], "error: ttl must be at most"),
         (

@@ -218,7 +218,7 @@ def test_json_of_an_outage_and_of_a_bad_url(masters, decoded):
     assert [each["master"] for each in facts["masters"]] == [place(server) for server in servers]
     code, facts = decoded("--redis", "http://h", "status", "r")
     assert code == 2
-    assert facts["error"].startswith("Redis URL must specify one of the following schemes")
+    assert facts["error"].startswith("master 1 of 1: its scheme is none of")
 
 
 def test_urls_from_a_file(masters, tmp_path, decoded):
@@ -419,3 +419,30 @@ def test_no_password_from_any_subcommand(spawn, words, state):
     assert (code == 2) == (state == "bad" or (words == ["doctor"] and state != "right"))
     assert "Traceback" not in err
     assert CANARY not in out + err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{CANARY} tail@h",
+        f"redis://user:{CANARY},tail@h",
+        f"redis://user:{CANARY}/tail@h",
+        "redis://user:12/7b1e@h",
+        f"redis://user:{CANARY}@h:port",
+        f"redis://user:{CANARY}@h:99999",
+        f"redis://user:{CANARY}@[::1",
+        f"{CANARY}://user:{CANARY}@h",
+        f"user:{CANARY}@h",
+        f"redis://user:{CANARY}@h?unknown={CANARY}",
+        f"redis+sentinel://user:{CANARY}@h:port/service",
+        f"redis+sentinel://user:{CANARY}@h",
+    ],
+)
+@pytest.mark.parametrize("words", [["lock", "r", TTL], ["watch", "--count=1"]], ids=lambda words: words[0])
+def test_no_password_from_a_bad_url(url, words):
+    """Each item that cannot be used is told by its place in the list, and nothing of it is quoted."""
+    code, out, err = redlock_(*words, env={"REDLOCK_URLS": f"redis://127.0.0.1:1 {url}"})
+    assert (code, out) == (2, "")
+    assert re.match(r"error: master 2 of [23]: ", err)
+    for piece in (CANARY, "7b1e", "tail", "user:", "Error", "__init__"):
+        assert piece not in err

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
+_SCHEMES = ("redis", "rediss", "unix", "redis+unix", "redis+sentinel", "rediss+sentinel")
+_UNREADABLE = (
+    "its login, host or port cannot be read; in a login, a blank is %20, a comma %2C, / %2F, ? %3F, # %23, @ %40"
+)
+# How messages of Python begin that quote a part of a URL which it takes for a port or a host.
+_QUOTING = ("Port ", "Invalid IPv6", "netloc ", "'utf-8'")
+
 
 def urls(options: argparse.Namespace) -> list[str]:
     """The masters' URLs: arguments, else a file, else the environment.
@@ -61,10 +68,39 @@ def manager(options: argparse.Namespace, retry_count: float | None = None, retry
         retry_delay: as there.
 
     Raises:
-        Warning: a URL that cannot be used.
-        ValueError: as :func:`urls`.
+        Warning: URLs that cannot be used together.
+        ValueError: one that cannot be used, or as :func:`urls`.
     """
-    return Redlock(urls(options), retry_count, retry_delay)
+    return Redlock(_checked(urls(options)), retry_count, retry_delay)
+
+
+def _checked(given: list[str]) -> list[str]:
+    """The URLs, if each can be used. A message names the place in the list: the text may be a piece of a password.
+
+    Raises:
+        ValueError: one cannot be used.
+    """
+    for number, url in enumerate(given, 1):
+        if what := _mistake(url):
+            raise ValueError(f"master {number} of {len(given)}: {what}")
+    return given
+
+
+def _mistake(url: str) -> str | None:
+    scheme, _, rest = url.partition("://")
+    if scheme not in _SCHEMES:
+        return f"its scheme is none of {', '.join(_SCHEMES)}"
+    place = re.split("[/?#]", rest)[0]
+    if not scheme.endswith("unix") and "@" in rest[len(place) :].partition("=")[0]:
+        return _UNREADABLE
+    try:
+        Redlock([url])
+    except Warning as warning:
+        text = str(warning)
+        if "unexpected keyword argument" in text:
+            return "it has an option that is not known"
+        return _UNREADABLE if text.startswith(_QUOTING) else text
+    return None
 
 
 def for_one_call(manager: Redlock) -> Redlock:
@@ -90,11 +126,11 @@ def probes(options: argparse.Namespace, timeout: float) -> list[Any]:
     which least-privilege users are refused, in the ACL LOG.
 
     Raises:
-        Warning: a URL that cannot be used.
+        ValueError: a URL that cannot be used, or as :func:`urls`.
     """
     from redlock import _connections  # noqa: PLC0415 - imports redis-py
 
-    clients: list[Any] = list(_connections.connect(urls(options), _connections.client))
+    clients: list[Any] = list(_connections.connect(_checked(urls(options)), _connections.client))
     for client in clients:
         settings = client.connection_pool.connection_kwargs
         for name in ("socket_timeout", "socket_connect_timeout"):
