@@ -60,10 +60,6 @@ def test_lock_held_by_another_is_1(masters):
     assert redlock_(*urls(servers), "lock", "r", TTL, "--retry-count=1", "--retry-delay=10") == (1, "", "failed\n")
 
 
-def test_a_ttl_that_leaves_no_validity_is_1(masters):
-    assert redlock_(*urls(masters(1)), "lock", "r", "0") == (1, "", "failed\n")
-
-
 @pytest.mark.parametrize("words", [["lock", "r", TTL, "--retry-count=0"], ["unlock", "r", "key"]])
 def test_an_outage_is_3_and_tells_each_master(masters, words):
     servers = masters(3)

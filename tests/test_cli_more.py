@@ -49,6 +49,16 @@ def place(server):
     return f"127.0.0.1:{server.port}/0"
 
 
+@pytest.mark.parametrize("ttl", ["0", "-5", "1", "2ms"])
+@pytest.mark.parametrize(
+    "words", [["lock", "r"], ["extend", "r", "key"], ["run", "r", "--ttl"]], ids=lambda words: words[0]
+)
+def test_a_ttl_that_leaves_no_validity_is_a_usage_error(run, words, ttl):
+    code, out, err = run("--redis", "redis://h", *words, ttl, *(["--", "true"] if words[0] == "run" else []))
+    assert (code, out) == (2, "")
+    assert f": {ttl}: expected at least 3ms" in err
+
+
 # -- extend ------------------------------------------------------------------------------------------------------------
 
 

@@ -447,7 +447,7 @@ def test_ctrl_c_at_the_terminal_ends_the_command_and_frees_the_lock(masters):
         (["--", "true"], "NAME"),
         (["r", "--ttl", "10", "--", "true"], "invalid duration: '10'"),
         (["r", "--wait", "soon", "--", "true"], "invalid duration: 'soon'"),
-        (["r", "--redis=redis://h", "--ttl=1ms", "--", "true"], "ttl must leave some validity"),
+        (["r", "--redis=redis://h", "--ttl=1ms", "--", "true"], "1ms: expected at least 3ms"),
         (["r", "--urls-file=-", "--", "true"], "both want standard input"),
         (["r", "s", "--", "true"], "unrecognized arguments: s"),
     ],

@@ -6,6 +6,7 @@ import argparse
 import re
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LEAST_TTL_MS = 3  # less leaves no validity
 _TEXT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -43,6 +44,32 @@ def bare_milliseconds(text: str) -> int:
         argparse.ArgumentTypeError: neither.
     """
     return int(text) if re.fullmatch(r"-?\d+", text) else milliseconds(text)
+
+
+def ttl(text: str) -> int:
+    """How long a lock lasts, in milliseconds.
+
+    Raises:
+        argparse.ArgumentTypeError: no duration, or one that leaves no validity.
+    """
+    # A bare number is no duration here, but what is too short in any unit is told as such.
+    short = bare_milliseconds(text) if re.fullmatch(r"-\d+|[012]", text) else milliseconds(text)
+    return _lasting(text, short)
+
+
+def bare_ttl(text: str) -> int:
+    """The same, or a bare number of milliseconds.
+
+    Raises:
+        argparse.ArgumentTypeError: neither.
+    """
+    return _lasting(text, bare_milliseconds(text))
+
+
+def _lasting(text: str, ms: int) -> int:
+    if ms < _LEAST_TTL_MS:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least {_LEAST_TTL_MS}ms")
+    return ms
 
 
 def wait(text: str) -> float | None:

@@ -16,16 +16,12 @@ if TYPE_CHECKING:
 
     from redlock import Attempt, Sighting
 
-LEAST_TTL = 3  # ms: less leaves no validity
-
 
 def lock(options: argparse.Namespace) -> int:
     """``redlock lock``."""
     out = Output(options)
     tries = math.inf if options.retry_count < 0 else options.retry_count + 1
     manager = masters.for_one_call(masters.manager(options, retry_delay=options.retry_delay / 1000))
-    if options.validity < LEAST_TTL:  # to redlock-py a failure like any other
-        return _conflict(out, {"name": options.name, "error": "not acquired", "masters": []})
     attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
     if attempt.lock:
         out.say("ok")

@@ -159,7 +159,7 @@ def _run(commands: Any) -> None:
     parser.runs_command = True  # type: ignore[attr-defined]
     parser.add_argument(
         "--ttl",
-        type=durations.milliseconds,
+        type=durations.ttl,
         default=10_000,
         help="how long the masters keep the lock if this machine dies (default: 10s)",
     )
@@ -222,7 +222,7 @@ def _lock(commands: Any) -> None:
     _add_name(parser)
     parser.add_argument(
         "validity",
-        type=durations.bare_milliseconds,
+        type=durations.bare_ttl,
         metavar="VALIDITY",
         help="how long it will be locked: a duration, or milliseconds",
     )
@@ -238,7 +238,7 @@ def _extend(commands: Any) -> None:
     parser = _add(commands, "extend", "locks.extend", "make a lock last longer, from now")
     _add_name(parser)
     parser.add_argument("key", metavar="KEY", help="what `redlock lock` printed")
-    parser.add_argument("ttl", type=durations.bare_milliseconds, metavar="TTL", help="a duration, or milliseconds")
+    parser.add_argument("ttl", type=durations.bare_ttl, metavar="TTL", help="a duration, or milliseconds")
 
 
 STATUS = """
@@ -305,7 +305,7 @@ def _doctor(commands: Any) -> None:
     parser.add_argument("urls", nargs="*", metavar="URL", help="a master; otherwise as for the other commands")
     parser.add_argument(
         "--ttl",
-        type=durations.milliseconds,
+        type=durations.ttl,
         default=10_000,
         help="of the locks that are to be taken: what latency and clocks are compared with (default: 10s)",
     )
