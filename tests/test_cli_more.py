@@ -59,6 +59,21 @@ def test_a_ttl_that_leaves_no_validity_is_a_usage_error(run, words, ttl):
     assert f": {ttl}: expected at least 3ms" in err
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_key_that_cannot_be_written_gives_the_lock_back(masters, words):
+    servers = masters(1)
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" > /dev/full', "sh", *WORDS, *words, *urls(servers), "lock", "r", TTL],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to standard output: No space left on device\n")
+    nothing_left(servers)
+
+
 # -- extend ------------------------------------------------------------------------------------------------------------
 
 

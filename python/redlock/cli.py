@@ -12,7 +12,7 @@ import sys
 
 from redlock import CannotObtainLock
 from redlock._cli import parser as _parser
-from redlock._cli.output import INTERRUPTED, USAGE, Output
+from redlock._cli.output import INTERRUPTED, NOT_DONE, USAGE, CannotWriteError, Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,9 +48,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes it
+        _drop_output()
         code = _BROKEN_PIPE
+    except CannotWriteError as error:
+        _drop_output()
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - with --json, there is no other place for it
+        code = NOT_DONE
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Or Python complains when it closes standard output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _call(options: argparse.Namespace) -> int:

@@ -24,9 +24,13 @@ def lock(options: argparse.Namespace) -> int:
     manager = masters.for_one_call(masters.manager(options, retry_delay=options.retry_delay / 1000))
     attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
     if attempt.lock:
-        out.say("ok")
         key = attempt.lock.key.decode()
-        out.result({"name": options.name, "key": key, "validity_ms": attempt.lock.validity}, key)
+        try:
+            out.result({"name": options.name, "key": key, "validity_ms": attempt.lock.validity}, key)
+        except BaseException:  # without its key, the lock is of no use to the caller
+            manager.unlock(attempt.lock)
+            raise
+        out.say("ok")
         return DONE
     if attempt.reason == "unavailable":
         return _outage(out, options.name, attempt)

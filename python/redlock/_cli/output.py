@@ -46,15 +46,28 @@ class Output:
     def result(self, facts: dict[str, Any], text: str = "") -> None:
         """The outcome: ``facts`` as JSON if that is asked for, else ``text`` on stdout unless it is empty."""
         if self.json:
-            print(json.dumps(facts, ensure_ascii=False), file=self._results, flush=True)
+            _print(json.dumps(facts, ensure_ascii=False), self._results)
         elif text:
-            print(text, flush=True)  # noqa: T201
+            _print(text, sys.stdout)
 
     def error(self, text: str, **facts: Any) -> None:
         """What went wrong: a line on stderr, or JSON with ``error``."""
         self.warn(f"error: {text}")
         if self.json:
             self.result({"error": text, **facts})
+
+
+class CannotWriteError(Exception):
+    """Standard output, or where else results go, takes nothing."""
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWriteError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def votes(masters: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
