@@ -173,7 +173,7 @@ def test_ctrl_c_while_waiting_is_130(scripted):
         (["steal"], "invalid choice: 'steal'"),
         (["lock", "r"], "VALIDITY"),
         (["lock", "r", "soon"], "invalid duration: 'soon'"),
-        (["lock", "r", "1", "extra"], "unrecognized arguments: extra"),
+        (["lock", "r", "1s", "extra"], "unrecognized arguments: extra"),
         (["unlock", "r"], "KEY"),
         (["unlock", "r", "key", "--force"], "unrecognized arguments: --force"),
         (

@@ -74,6 +74,28 @@ def test_a_key_that_cannot_be_written_gives_the_lock_back(masters, words):
     nothing_left(servers)
 
 
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["run", "r", "--ttl", "30", "--", "true"], "argument --ttl: 30: expected a duration, 30s?"),
+        (["run", "r", "--wait", "1.5", "--", "true"], "argument -w/--wait: 1.5: expected a duration, 1.5s?"),
+        (["lock", "r", "1s", "extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_a_usage_error_shows_the_subcommands_usage(run, words, text):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"usage: redlock {words[0]} ")
+    assert err.endswith(f"redlock {words[0]}: error: {text}\n")
+
+
+@pytest.mark.parametrize("options", [["-n"], ["-w", "100ms"]])
+def test_run_has_short_names_as_flock(masters, run, options):
+    servers = masters(1)
+    run(*urls(servers), "lock", "r", TTL)
+    assert redlock_(*urls(servers), "--quiet", "run", *options, "r", "--", "echo", "no") == (75, "", "")
+
+
 # -- extend ------------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +345,7 @@ def test_durations(text, ms):
 
 @pytest.mark.parametrize("text", ["10", "s", "-1s", "1 s", "1e3s", "ten", "", "infs", "nan"])
 def test_what_is_no_duration(text):
-    with pytest.raises(parser.argparse.ArgumentTypeError, match="invalid duration"):
+    with pytest.raises(parser.argparse.ArgumentTypeError, match=r"invalid duration|expected a duration"):
         durations.milliseconds(text)
 
 

@@ -445,7 +445,7 @@ def test_ctrl_c_at_the_terminal_ends_the_command_and_frees_the_lock(masters):
         (["r"], "expected a command after --"),
         (["r", "--"], "expected a command after --"),
         (["--", "true"], "NAME"),
-        (["r", "--ttl", "10", "--", "true"], "invalid duration: '10'"),
+        (["r", "--ttl", "10", "--", "true"], "10: expected a duration, 10s?"),
         (["r", "--wait", "soon", "--", "true"], "invalid duration: 'soon'"),
         (["r", "--redis=redis://h", "--ttl=1ms", "--", "true"], "1ms: expected at least 3ms"),
         (["r", "--urls-file=-", "--", "true"], "both want standard input"),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-_DEMO = "demo"
 _BROKEN_PIPE = 141  # as shells count a death by SIGPIPE
 
 
@@ -37,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     logging.getLogger("redlock").addHandler(logging.NullHandler())
     parser = _parser.build()
     options, others = parser.parse_known_args(argv)
-    if others and options.function != _DEMO:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
     options.others = others
     try:
         code = _call(options)
@@ -63,7 +60,7 @@ def _drop_output() -> None:
 
 
 def _call(options: argparse.Namespace) -> int:
-    if options.function == _DEMO:
+    if options.function == _parser.DEMO:
         from redlock import demo  # noqa: PLC0415 - nobody else needs it
 
         return demo.main(options.others)

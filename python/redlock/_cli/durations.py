@@ -7,6 +7,7 @@ import re
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LEAST_TTL_MS = 3  # less leaves no validity
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _TEXT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -24,6 +25,8 @@ def milliseconds(text: str) -> int:
     if not found:
         if text == "0":
             return 0
+        if _NUMBER.fullmatch(text):
+            raise argparse.ArgumentTypeError(f"{text}: expected a duration, {text}s?")
         raise argparse.ArgumentTypeError(f"invalid duration: {text!r} (500ms, 10s, 2m, 1h)")
     return round(float(found[1]) * _UNITS_MS[found[2]])
 

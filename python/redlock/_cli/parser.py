@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+DEMO = "demo"
 EPILOG = """
 environment:
     REDLOCK_URLS  the masters' URLs, with whitespace or commas between them, where there is no --redis and no
@@ -45,14 +46,22 @@ class Parser(argparse.ArgumentParser):
             namespace: where to put what they mean.
         """
         if not self.runs_command or args is None:
-            return super().parse_known_args(args, namespace)
+            options, others = super().parse_known_args(args, namespace)
+            self._refuse(options, others)
+            return options, others
         words = list(args)
         end = words.index("--") if "--" in words else len(words)
         options, others = super().parse_known_args(words[:end], namespace)
+        self._refuse(options, others)
         options.command = words[end + 1 :]
         if not options.command:
             self.error("expected a command after --")
         return options, others
+
+    def _refuse(self, options: Any, others: Sequence[str]) -> None:
+        # Here, not in the parser of all: its usage would not show what the subcommand takes.
+        if others and options.function != DEMO:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
 
 
 def build() -> Parser:
@@ -164,11 +173,20 @@ def _run(commands: Any) -> None:
         help="how long the masters keep the lock if this machine dies (default: 10s)",
     )
     parser.add_argument(
+        "-w",
         "--wait",
         type=durations.wait,
         default=argparse.SUPPRESS,
         metavar="TIME",
         help="how long to wait for the lock; 0 tries once, `forever` has no end (default: three quick tries)",
+    )
+    parser.add_argument(
+        "-n",
+        dest="wait",
+        action="store_const",
+        const=0.0,
+        default=argparse.SUPPRESS,
+        help="do not wait: --wait 0",
     )
     parser.add_argument(
         "--max-hold",
@@ -337,7 +355,7 @@ def _bench(commands: Any) -> None:
 def _demo(commands: Any) -> None:
     # The demo reads its own arguments, --help among them.
     demo = commands.add_parser("demo", add_help=False, help="five real servers, two of them failing, and no overlap")
-    demo.set_defaults(function="demo")
+    demo.set_defaults(function=DEMO)
 
 
 COMPLETION = """
