@@ -11,6 +11,7 @@ import pytest
 
 from redlock import Redlock
 from redlock._cli import durations, output, parser
+from redlock._cli.checks import CHECKS
 from redlock.cli import main
 from support.command import WORDS, command, environment, redlock_, urls
 from support.locks import held, nothing_left
@@ -94,6 +95,13 @@ def test_run_has_short_names_as_flock(masters, run, options):
     servers = masters(1)
     run(*urls(servers), "lock", "r", TTL)
     assert redlock_(*urls(servers), "--quiet", "run", *options, "r", "--", "echo", "no") == (75, "", "")
+
+
+def test_the_doctors_examples_name_checks_that_there_are(run):
+    _, out, _ = run("doctor", "--help")
+    named = re.findall(r"redlock doctor .*--ignore (\S+)", out)
+    assert named
+    assert set(named) <= set(CHECKS)
 
 
 # -- extend ------------------------------------------------------------------------------------------------------------

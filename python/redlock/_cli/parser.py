@@ -314,7 +314,7 @@ exit codes:
 
 examples:
     redlock doctor redis://a:6379 redis://b:6379 redis://c:6379
-    redlock doctor --ttl 2s --ignore config --json
+    redlock doctor --ttl 2s --ignore persistence --json
 """
 
 
