@@ -211,6 +211,19 @@ def test_watch_goes_on_without_a_master(masters, decoded):
     assert [each["error"] is None for each in facts["masters"]] == [True, False, True]
 
 
+def test_watch_without_a_majority_is_3(masters, run):
+    servers = masters(1)
+    servers[0].kill()
+    assert run(*urls(servers), "watch", "--count=1")[0] == 3
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_watch_looks_at_least_once(run, count):
+    code, out, err = run("--redis", "redis://127.0.0.1:1", "watch", f"--count={count}", "--interval=1ms")
+    assert (code, out) == (2, "")
+    assert f"argument --count: {count}: expected a number from 1" in err
+
+
 def test_watch_does_not_let_names_control_the_terminal(masters, run):
     (server,) = masters(1)
     server.admin.set("\x1b[2J\nname", "key", px=20_000)
@@ -244,7 +257,9 @@ def test_bench_in_an_outage_is_3(masters, run):
     servers = masters(3)
     for server in servers[:2]:
         server.kill()
-    assert run(*urls(servers), "bench", "--time=100ms")[0] == 3
+    code, out, err = run(*urls(servers), "bench", "--time=100ms")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: no majority of the masters answered\n  127.0.0.1:")
 
 
 # -- JSON, files, options in any place ---------------------------------------------------------------------------------

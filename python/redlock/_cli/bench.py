@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from redlock._cli import masters
 from redlock._cli.durations import shown
+from redlock._cli.locks import outage
 from redlock._cli.output import DONE, NOT_DONE, OUTAGE, Output, is_colourful, table
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def bench(options: argparse.Namespace) -> int:
     out = Output(options)
     manager = masters.manager(options, retry_count=1)
     name = f"{options.name}-{secrets.token_hex(4)}"
+    first = manager.try_lock(name, TTL)
+    if first.lock:
+        manager.unlock(first.lock)
+    elif first.reason == "unavailable":
+        return outage(out, name, first)
     for _ in range(WARMING):
         _round(manager, name)
     times: dict[str, list[float]] = {step: [] for step in STEPS}

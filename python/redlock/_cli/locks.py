@@ -33,7 +33,7 @@ def lock(options: argparse.Namespace) -> int:
         out.say("ok")
         return DONE
     if attempt.reason == "unavailable":
-        return _outage(out, options.name, attempt)
+        return outage(out, options.name, attempt)
     return _conflict(out, {"name": options.name, "error": "not acquired", "masters": votes(attempt.masters)})
 
 
@@ -42,7 +42,7 @@ def unlock(options: argparse.Namespace) -> int:
     out = Output(options)
     attempt = masters.manager(options).try_unlock(Lock(0, options.name, options.key))
     if attempt.reason == "unavailable":
-        return _outage(out, options.name, attempt)
+        return outage(out, options.name, attempt)
     said = votes(attempt.masters)
     if not attempt:
         facts = {"name": options.name, "error": "not held", "masters": said}
@@ -61,7 +61,7 @@ def extend(options: argparse.Namespace) -> int:
         out.result({"name": options.name, "validity_ms": attempt.lock.validity})
         return DONE
     if attempt.reason == "unavailable":
-        return _outage(out, options.name, attempt)
+        return outage(out, options.name, attempt)
     facts = {"name": options.name, "error": attempt.reason, "masters": votes(attempt.masters)}
     is_taken = attempt.reason == "taken over"
     return _lost(out, "others hold it" if is_taken else "it is not held any more", facts)
@@ -79,7 +79,8 @@ def _lost(out: Output, text: str, facts: dict[str, object]) -> int:
     return NOT_DONE
 
 
-def _outage(out: Output, name: str, attempt: Attempt) -> int:
+def outage(out: Output, name: str, attempt: Attempt) -> int:
+    """Say that no majority answered, and what each master said."""
     out.error(NO_MAJORITY, name=name, masters=votes(attempt.masters))
     for master, said in attempt.masters:
         out.warn(f"  {master}: {said}")

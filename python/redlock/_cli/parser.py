@@ -285,10 +285,21 @@ Show the masters and the locks they hold, again and again, until Ctrl-C.
 Whatever is text with an end to its life is taken for a lock: give a pattern where the masters hold other things, too.
 The names are found by SCAN, which goes over all keys of a master. With --json, each look is one line.
 
+exit codes, with --count:
+    0 if a majority of the masters answered in the last look
+    2 if there was an error with the options
+    3 if no majority of the masters answered
+
 examples:
     redlock watch 'lock:*'
     redlock watch --count 1 --json | jq .locks
 """
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 1")
+    return int(text)
 
 
 def _watch(commands: Any) -> None:
@@ -297,7 +308,9 @@ def _watch(commands: Any) -> None:
     parser.add_argument(
         "--interval", type=durations.seconds, default=1.0, metavar="TIME", help="between two looks (default: 1s)"
     )
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many looks (default: never)")
+    parser.add_argument(
+        "--count", type=_positive, default=0, metavar="N", help="stop after so many looks (default: never)"
+    )
     parser.add_argument("--limit", type=int, default=200, metavar="N", help="show at most so many (default: 200)")
 
 

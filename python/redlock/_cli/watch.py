@@ -14,7 +14,7 @@ from redlock import Sighting, _connections
 from redlock._cli import masters
 from redlock._cli.durations import shown
 from redlock._cli.locks import majority
-from redlock._cli.output import DONE, Output, is_colourful, painted, printable, table
+from redlock._cli.output import DONE, OUTAGE, Output, is_colourful, painted, printable, table
 from redlock._outcomes import digest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def watch(options: argparse.Namespace) -> int:
         held = locks(looks, quorum)
         facts = {"masters": [_facts(each) for each in looks], "locks": [vars(each) for each in held]}
         out.result(facts, (CLEAR if alive else "\n" * bool(number)) + _shown(looks, held, options.limit))
-    return DONE
+    return DONE if sum(each.error is None for each in looks) >= quorum else OUTAGE
 
 
 def _looks(clients: Sequence[Any], options: argparse.Namespace) -> Iterator[list[Look]]:
