@@ -141,6 +141,8 @@ def test_a_provider_that_fails_is_that_masters_error_without_its_text(three, mas
         for _ in range(3):
             lock = dlm.lock("r", TTL)
             assert lock
+            # The others are a quorum: this one is not waited for.
+            wait_until(lambda: dlm.stats().masters[0].failure)
             dlm.unlock(lock)
     failure = dlm.stats().masters[0].failure
     assert text in failure
