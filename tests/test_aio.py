@@ -787,7 +787,8 @@ def test_h17_a_child_that_runs_its_parents_loop_takes_none_of_its_answers(master
     """
     said = run_program(source, *(proxy.url for proxy in proxies))
     assert said.split() == ["True"] * 11
-    assert [len(proxy.links) for proxy in proxies] == [1, 1, 1]
+    # The child may go on with its copy of the call, over connections of its own.
+    assert all(len(proxy.links) <= 2 for proxy in proxies)
     nothing_left(servers)
 
 
