@@ -112,7 +112,7 @@ const FAILED: [(u64, &str); 26] = [
         "each try waited for the one master that is asked first, which did not answer, and asked no other",
     ),
     (1_795_824_897_519_459_171, "the same"),
-    (1_795_876_297_496_484_438, "a release waited for a connection that was made anew, to a master that was frozen"),
+    (1_795_876_297_496_484_438, "a release waited for a connection that was made again, to a master that was frozen"),
     (
         1_795_876_297_496_485_744,
         "a lock that is no lease was extended after its release, which did not know of the extension",
@@ -127,7 +127,7 @@ const FAILED: [(u64, &str); 26] = [
     (1_795_878_983_447_826_627, "the same"),
     (
         1_795_876_297_496_625_633,
-        "whoever was stopped found the answers to an extension after the lock had run out, and relied on them",
+        "a caller that was stopped found the answers to an extension after the lock had run out, and relied on them",
     ),
 ];
 

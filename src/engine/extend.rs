@@ -85,7 +85,7 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     claim.extend_until(claim.until().map_or(expires_at, |until| until.min(expires_at)));
     let mut poll = Poll::new(masters, request, &claim, deadline);
     select(std::pin::pin!(poll.run()), masters.handle().sleep_until(deadline)).await;
-    // Whoever was stopped meanwhile, and finds the answers now, may know already that it is lost.
+    // A caller that was stopped meanwhile, and finds the answers now, may know already that it is lost.
     let is_in_time = request.valid_until.is_none_or(|until| masters.handle().now() < until);
     if poll.tally.verdict() == Verdict::Granted && is_in_time {
         masters.finish(start, poll.take_all()).await;

@@ -279,7 +279,7 @@ impl Executor {
         locked(&self.handle.0.attention).left_at = Some(self.handle.now());
     }
 
-    /// Since when nobody drives it, if that was said.
+    /// Since when no host drives it, if that was said.
     #[must_use]
     pub fn left_at(&self) -> Option<Instant> {
         locked(&self.handle.0.attention).left_at
