@@ -61,47 +61,31 @@ pub enum Decision {
     Withdrawn,
 }
 
+impl Standings {
+    fn of(&mut self, master: usize) -> &mut Standing {
+        if self.each.len() <= master {
+            self.each.resize(master + 1, Standing::default());
+        }
+        &mut self.each[master]
+    }
+}
+
 impl Claim {
     /// A claim that no master knows of yet.
     #[must_use]
     pub const fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        Self {
-            resources,
-            key,
-            script,
-            is_whole: true,
-            standings: Mutex::new(Standings {
-                is_given_back: false,
-                is_forgotten: false,
-                until: None,
-                each: Vec::new(),
-            }),
-        }
+        let standings = Standings { is_given_back: false, is_forgotten: false, until: None, each: Vec::new() };
+        Self { resources, key, script, is_whole: true, standings: Mutex::new(standings) }
     }
 
     /// What was claimed before, as far as its key tells: any master may have it.
     #[must_use]
-    pub const fn of_key(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        Self {
-            resources,
-            key,
-            script,
-            is_whole: false,
-            standings: Mutex::new(Standings {
-                is_given_back: false,
-                is_forgotten: false,
-                until: None,
-                each: Vec::new(),
-            }),
-        }
+    pub fn of_key(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
+        Self { is_whole: false, ..Self::new(resources, key, script) }
     }
 
     fn standing<T>(&self, master: usize, look: impl FnOnce(&mut Standing) -> T) -> T {
-        let mut standings = locked(&self.standings);
-        if standings.each.len() <= master {
-            standings.each.resize(master + 1, Standing::default());
-        }
-        look(&mut standings.each[master])
+        look(locked(&self.standings).of(master))
     }
 
     /// Whether this is what holds for this master: it was decided before, or is now.
@@ -123,10 +107,7 @@ impl Claim {
         if standings.is_given_back {
             return false;
         }
-        if standings.each.len() <= master {
-            standings.each.resize(master + 1, Standing::default());
-        }
-        let standing = &mut standings.each[master];
+        let standing = standings.of(master);
         standing.was_sent = true;
         standing.unanswered += 1;
         true

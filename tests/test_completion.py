@@ -26,6 +26,13 @@ def stays_free(server, seconds=0.4):
         time.sleep(0.01)
 
 
+def lock_everywhere(dlm, servers):
+    """A lock that all masters have."""
+    lock = dlm.lock("r", TTL)
+    wait_until(lambda: held(servers) == [lock.key] * 3)
+    return lock
+
+
 @pytest.mark.every_kind
 def test_a_lock_reaches_a_master_that_wakes_up(servers):
     dlm = manager(servers)
@@ -114,8 +121,7 @@ def test_an_extension_reaches_a_master_that_has_lost_the_lock(servers, through):
 def test_a_release_reaches_a_master_that_wakes_up(servers):
     dlm = manager(servers)
     warm(dlm, servers)
-    lock = dlm.lock("r", TTL)
-    wait_until(lambda: held(servers) == [lock.key] * 3)
+    lock = lock_everywhere(dlm, servers)
     servers[2].freeze()
     dlm.unlock(lock)
     servers[2].thaw()
@@ -127,8 +133,7 @@ def test_a_release_that_was_lost_is_sent_once_more(servers, through):
     proxies = [through(server) for server in servers]
     dlm = manager(proxies)
     warm(dlm, servers)
-    lock = dlm.lock("r", TTL)
-    wait_until(lambda: held(servers) == [lock.key] * 3)
+    lock = lock_everywhere(dlm, servers)
     proxies[2].forget()
     dlm.unlock(lock)
     wait_until(lambda: held(servers) == [None] * 3)
@@ -138,8 +143,7 @@ def test_a_release_over_killed_connections_reaches_all_masters(servers):
     dlm = manager(servers)
     warm(dlm, servers)
     for _ in range(20):
-        lock = dlm.lock("r", TTL)
-        wait_until(lambda lock=lock: held(servers) == [lock.key] * 3)
+        lock = lock_everywhere(dlm, servers)
         servers[2].admin.client_kill_filter(_type="normal", skipme=True)
         dlm.unlock(lock)
         nothing_left(servers)

@@ -69,7 +69,7 @@ impl<'a> Waiting<'a> {
     }
 
     /// The one master, the same for all contenders, that is to be asked first, if one is: contenders that all ask everybody
-    /// split the votes, and nobody wins. The only one who waits saves a round trip.
+    /// split the votes, and none wins. The only one who waits saves a round trip.
     pub(super) fn asked_first(&self) -> Option<usize> {
         let asks_one_first = self.refused && !self.free_elsewhere && (self.is_crowded() || !self.woken);
         asks_one_first.then(|| self.designated()).flatten()
