@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 26] = [
+const FAILED: [(u64, &str); 29] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -129,6 +129,9 @@ const FAILED: [(u64, &str); 26] = [
         1_795_876_297_496_625_633,
         "a caller that was stopped found the answers to an extension after the lock had run out, and relied on them",
     ),
+    (1_795_885_772_514_791_565, "a master was given a lock whose holder had dropped it"),
+    (1_795_885_772_514_825_150, "a lock was released while it was extended, which was not heard to its end"),
+    (1_795_885_645_374_393_902, "a key was looked for while the client that had to release it once more was stopped"),
 ];
 
 #[test]

@@ -1,7 +1,6 @@
 //! Setting the TTL of a lock anew: never a key that is gone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all, select};
@@ -35,8 +34,6 @@ pub struct Request {
     /// Until when the lock is known to be ours: an extension that is not granted by then fails, and until then masters
     /// that have forgotten the lock are told again.
     pub valid_until: Option<Instant>,
-    /// The lock is being released: no master is asked any more, and none is given the lock again.
-    pub is_given_back: Arc<AtomicBool>,
 }
 
 /// What one master said to an extension.
@@ -128,13 +125,11 @@ impl Poll {
         let awaited = masters.awaited(request.quorum);
         let count = awaited.iter().filter(|&&is_awaited| is_awaited).count();
         let ask = |(index, master): (usize, &Arc<Master>)| {
-            let (handle, is_given_back) = (masters.handle().clone(), Arc::clone(&request.is_given_back));
-            // A later extension may have set a longer TTL since, over another connection. A lock that is released is
-            // extended nowhere else; if it was when this began, the masters are to say so.
+            let (handle, known) = (masters.handle().clone(), Arc::clone(claim));
+            // A lock that is released is extended nowhere else; if it was when this began, the masters are to say so.
             let goes_on = claim.is_given_back() || planted::is(Bug::KeeperGoesOn);
-            let known = Arc::clone(claim);
-            let is_released = move || is_given_back.load(Ordering::Relaxed) || !goes_on && known.is_given_back();
-            let wanted = move || handle.now() < deadline && !is_released();
+            // Nor is one too late: a later extension may have set a longer TTL since, over another connection.
+            let wanted = move || handle.now() < deadline && (goes_on || !known.is_given_back());
             ask(Arc::clone(master), Arc::clone(claim), request.ttl_ms, wanted)
                 .map(move |answer| (index, answer))
                 .boxed()
@@ -271,14 +266,13 @@ async fn give(index: usize, masters: &Masters, request: &Request, claim: &Arc<Cl
     let master = &masters[index];
     claim.lost_at(index);
     let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
-    let is_ours = || is_valid() && !request.is_given_back.load(Ordering::Relaxed);
     let give = |resource| async move {
         let set = script::set(resource, &claim.key, request.ttl_ms);
         let exchange = |link: Link| {
             let set = &set;
             async move { link.call(set, Some(Taking { claim: Arc::clone(claim), master: index })).await }
         };
-        master.call_to_take(resource, exchange, is_ours).await
+        master.call_to_take(resource, exchange, is_valid).await
     };
     // A refusal costs nothing: the quorum is there without it.
     _ = of_each(&claim.resources, give).await;

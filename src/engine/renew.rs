@@ -55,8 +55,6 @@ pub struct SharedLease {
     is_abandoned: AtomicBool,
     /// It was released by a signal handler that did not wait for the extension that it interrupted.
     is_interrupted: AtomicBool,
-    /// Extensions go on no more, and give the lock to no master again.
-    is_given_back: Arc<AtomicBool>,
     listener: Arc<dyn Listener>,
 }
 
@@ -98,7 +96,6 @@ impl SharedLease {
             hurry: OnceLock::new(),
             is_abandoned: AtomicBool::new(false),
             is_interrupted: AtomicBool::new(false),
-            is_given_back: Arc::default(),
             listener,
         }
     }
@@ -121,11 +118,13 @@ impl SharedLease {
         is_abandoned || self.with(|state| state.is_released())
     }
 
-    /// No holder refers to it any more: it is renewed no more. Returns whether it is still to be released.
+    /// No holder refers to it any more: it is renewed no more, and given to no master that lacks it. Returns whether it is
+    /// still to be released.
     pub fn abandon(&self) -> bool {
         self.is_abandoned.store(true, Ordering::Relaxed);
         let is_held = self.with(|state| !state.is_given_back());
         if is_held {
+            self.claim.give_back();
             self.changed.tell();
         }
         is_held
@@ -169,7 +168,6 @@ impl SharedLease {
             drift_ms: ttl.drift_ms,
             quorum: self.quorum,
             valid_until: Some(until),
-            is_given_back: Arc::clone(&self.is_given_back),
         };
         let extended = extend::ask_quorum(masters, &request).await;
         let now = masters.handle().now();
@@ -227,7 +225,6 @@ impl SharedLease {
 
     /// It is about to be released. Returns whether that is to be done: not twice.
     pub fn begin_release(&self, now: Instant) -> bool {
-        self.is_given_back.store(!planted::is(Bug::KeeperGoesOn), Ordering::Relaxed);
         if !planted::is(Bug::KeeperGoesOn) {
             self.claim.give_back();
         }

@@ -87,7 +87,7 @@ impl Operation {
     ) -> PyResult<Self> {
         let claim = Arc::new(Claim::of_key(some(resources)?, key, script(None)));
         let valid_until = valid_until.map(|until| seconds("valid_until", until)).transpose()?.map(Instant::from_zero);
-        let request = extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back: Arc::default() };
+        let request = extend::Request { claim, ttl_ms, drift_ms, quorum, valid_until };
         Ok(Self(Kind::Extend(Arc::new(request)), None))
     }
 

@@ -160,14 +160,7 @@ fn the_last_call_of_a_process_reaches_masters_that_connect_late() {
 
 /// Of one master.
 fn extension(claim: Arc<Claim>, valid_until: Instant) -> extend::Request {
-    extend::Request {
-        claim,
-        ttl_ms: TTL_MS,
-        drift_ms: DRIFT_MS,
-        quorum: 1,
-        valid_until: Some(valid_until),
-        is_given_back: Arc::default(),
-    }
+    extend::Request { claim, ttl_ms: TTL_MS, drift_ms: DRIFT_MS, quorum: 1, valid_until: Some(valid_until) }
 }
 
 #[test]

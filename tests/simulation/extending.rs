@@ -215,8 +215,7 @@ impl World {
         let seat = &self.seats[session].session;
         extension.result = if hold.is_plain {
             let quorum = quorum::majority(self.nodes.len());
-            let (ttl_ms, drift_ms, is_given_back) = (ttl.ms, ttl.drift_ms, Arc::default());
-            let request = Request { claim, ttl_ms, drift_ms, quorum, valid_until, is_given_back };
+            let request = Request { claim, ttl_ms: ttl.ms, drift_ms: ttl.drift_ms, quorum, valid_until };
             seat.start(move |masters| async move { Ended::Plain(extend(&masters, &request).await) })
         } else {
             seat.start(
@@ -369,7 +368,9 @@ impl World {
         let untroubled = |&&master: &&usize| self.trouble[client][master] < began;
         let could = extension.lost_at.iter().filter(untroubled).count();
         let paused = self.clients[client].paused_in_all > extension.paused_before || self.is_paused(client);
-        let counts = had_time && in_time && !paused && !extension.is_kept && self.plan.broken.is_none();
+        // One that is released meanwhile asks no further.
+        let goes_on = !extension.claim.is_given_back();
+        let counts = had_time && in_time && !paused && goes_on && !extension.is_kept && self.plan.broken.is_none();
         if counts && could >= needed && !was_heard {
             let what = format!("op {op}: {could} masters had lost it, and it ends with {how}");
             self.violation(Rule::Unheard, &what);

@@ -711,8 +711,7 @@ impl World {
         self.end_operation(op);
         // What its caller did not wait for is left to the driver.
         let is_left = answers.iter().any(Result::is_err);
-        let after = if is_left { self.lateness() + 100 * MS } else { 0 };
-        let at = self.now() + 12 * self.plan.longest_delay() + after;
+        let at = self.now() + if is_left { self.time_to_tidy() } else { 12 * self.plan.longest_delay() };
         self.schedule(at, Event::LookForKey { key: key.to_vec() });
         // Nor does it come back.
         self.schedule(at + self.plan.ttl_ms * MS / 2, Event::LookForKey { key: key.to_vec() });
@@ -913,6 +912,12 @@ impl World {
         if self.was_released_late(attempt.op) {
             return;
         }
+        // What its caller did not wait for is seen to by a client that runs.
+        let paused_until = self.clients[client].paused_until;
+        let tidy_at = paused_until + self.time_to_tidy();
+        if paused_until > began && tidy_at > self.now() {
+            return self.schedule(tidy_at, Event::LookForKey { key: key.to_vec() });
+        }
         // A slow network may still carry what was written long before.
         let sent = attempt.conns.iter().map(|&conn| self.conns[conn].last_up).max().unwrap_or(0);
         if sent >= self.now() {
@@ -925,6 +930,11 @@ impl World {
                 self.violation(Rule::LeftBehind, &format!("{} on master {master}", key.escape_ascii()));
             }
         }
+    }
+
+    /// How long it may take until a release is sent again to a master within reach.
+    fn time_to_tidy(&self) -> Nanos {
+        12 * self.plan.longest_delay() + self.lateness() + 100 * MS
     }
 
     /// A release that a master did not confirm, since its connection died, is sent there once more.
