@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 29] = [
+const FAILED: [(u64, &str); 31] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -132,6 +132,14 @@ const FAILED: [(u64, &str); 29] = [
     (1_795_885_772_514_791_565, "a master was given a lock whose holder had dropped it"),
     (1_795_885_772_514_825_150, "a lock was released while it was extended, which was not heard to its end"),
     (1_795_885_645_374_393_902, "a key was looked for while the client that had to release it once more was stopped"),
+    (
+        1_795_889_896_969_925_396,
+        "a fenced lock was given to a master that had just extended it, which shortened it there",
+    ),
+    (
+        1_795_889_896_970_060_054,
+        "a connection on which one of several names was sent was taken for one with all of them",
+    ),
 ];
 
 #[test]

@@ -34,8 +34,8 @@ class Fenced:
     def __init__(self, server: Server) -> None:
         self.client = server.client()
 
-    def acquire(self, key: str, proposal: int) -> Reply:
-        return self._run(ACQUIRE, key, 20_000, proposal, DAY)
+    def acquire(self, key: str, proposal: int, ttl: int = 20_000) -> Reply:
+        return self._run(ACQUIRE, key, ttl, proposal, DAY)
 
     def bump(self, key: str, token: int) -> Reply:
         return self._run(BUMP, key, token, DAY)
@@ -102,6 +102,15 @@ def test_a_repeated_call_grants_again_and_accepts_nothing_new(fenced: Fenced) ->
     token = now()
     fenced.acquire("a", token)
     assert fenced.acquire("a", token) == (1, 0, token)
+
+
+def test_a_repeated_call_does_not_shorten_what_was_extended(fenced: Fenced) -> None:
+    fenced.acquire("a", now())
+    fenced.client.pexpire("r", 60_000)
+    assert fenced.acquire("a", now(), 10_000).granted
+    assert fenced.client.pttl("r") > 20_000
+    fenced.acquire("a", now(), 90_000)
+    assert fenced.client.pttl("r") > 60_000
 
 
 @pytest.mark.parametrize("fence, proposal", [(999_999, 1_000_000), (2**53, 2**53 + 1), (10**17, 10**17 + 1)])
@@ -178,3 +187,4 @@ def test_the_rights_of_a_lock_and_two_more_are_enough(spawn: Spawn) -> None:
     fenced.client = server.client(username="fenced", password="pw")
     assert fenced.acquire("a", token) == (1, 1, token)
     assert fenced.bump("a", token + 1) == (1, 1, token + 1)
+    assert fenced.acquire("a", token + 2) == (1, 1, token + 2)  # what is left of the lock may not be asked for

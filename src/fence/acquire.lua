@@ -20,5 +20,9 @@ if accepted then
 else
     redis.call('PEXPIRE', KEYS[2], ARGV[4])
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+-- What is ours already is kept for no shorter time: another session may have extended it. Its user may lack the right to PTTL.
+local left = owner and tonumber(redis.pcall('PTTL', KEYS[1]))
+if not left or left < tonumber(ARGV[2]) then
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
 return {1, accepted and 1 or 0, accepted and ARGV[3] or greatest}

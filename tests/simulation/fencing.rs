@@ -66,6 +66,7 @@ impl Master {
         if accepted {
             self.store(call.fence, token.to_string().as_bytes(), u64::MAX / 2);
         }
+        let ttl_ms = self.left(call.lock).unwrap_or_default().max(ttl_ms);
         self.store(call.lock, call.key, ttl_ms);
         let greatest = if accepted { token } else { greatest };
         (reply(true, accepted, greatest), Did::Set { resource, key, granted: true, ttl_ms })

@@ -99,6 +99,11 @@ impl Master {
         (self.now_ms() < stored.expires_at_ms).then_some(&*stored.key)
     }
 
+    /// How long a resource is held from now on, in milliseconds, if it is.
+    pub fn left(&self, resource: &[u8]) -> Option<u64> {
+        self.store.get(resource)?.expires_at_ms.checked_sub(self.now_ms()).filter(|&left| left > 0)
+    }
+
     /// Start anew.
     pub fn restart(&mut self) {
         self.starts += 1;
@@ -189,8 +194,7 @@ impl Master {
                 self.extend(resource, key, number(ttl_ms), *protocol)
             }
             [b"EVAL", text, b"1", resource, key, ttl_ms] if text == PROLONG.as_bytes() => {
-                let left = self.store.get(resource).map_or(0, |stored| stored.expires_at_ms - self.now_ms());
-                if self.holder(resource) == Some(key) && left < number(ttl_ms) {
+                if self.holder(resource) == Some(key) && self.left(resource) < Some(number(ttl_ms)) {
                     self.extend(resource, key, number(ttl_ms), *protocol)
                 } else {
                     self.get(resource, *protocol)
@@ -278,10 +282,7 @@ impl Master {
     }
 
     fn pttl(&self, resource: &[u8]) -> Vec<u8> {
-        let Some(stored) = self.store.get(resource).filter(|stored| self.now_ms() < stored.expires_at_ms) else {
-            return b":-2\r\n".to_vec();
-        };
-        integer((stored.expires_at_ms - self.now_ms()).cast_signed())
+        self.left(resource).map_or_else(|| b":-2\r\n".to_vec(), |left| integer(left.cast_signed()))
     }
 
     /// A release that does not compare: the planted bug's.

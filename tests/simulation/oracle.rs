@@ -413,6 +413,7 @@ impl World {
             let here = &self.conns[other];
             other != conn
                 && there(here) == there(&self.conns[conn])
+                && here.set.iter().any(is)
                 && here.is_held
                 && !self.is_held_back(other)
                 && !open(&here.wire).is_over()
