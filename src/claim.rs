@@ -84,6 +84,18 @@ impl Claim {
         Self { is_whole: false, ..Self::new(resources, key, script) }
     }
 
+    /// Whether this is the same claim, as far as its key tells: a caller may use one key for all its locks.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.key == other.key && self.resources == other.resources
+    }
+
+    /// Whether the release of one would release some of the other.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        self.key == other.key && self.resources.iter().any(|resource| other.resources.contains(resource))
+    }
+
     fn standing<T>(&self, master: usize, look: impl FnOnce(&mut Standing) -> T) -> T {
         look(locked(&self.standings).of(master))
     }

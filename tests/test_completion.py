@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from redlock import Redlock
 from support.locks import TTL, amanager, held, manager, nothing_left, warm
 from support.servers import wait_until
 
@@ -147,3 +148,21 @@ def test_a_release_over_killed_connections_reaches_all_masters(servers):
         servers[2].admin.client_kill_filter(_type="normal", skipme=True)
         dlm.unlock(lock)
         nothing_left(servers)
+
+
+def test_locks_with_one_key_are_told_apart(servers):
+    """A caller may use one key for all its locks. What a master is owed of one is no matter of another's."""
+
+    class Mine(Redlock):
+        def get_unique_id(self):
+            return b"host:1"
+
+    servers[2].kill()
+    dlm = Mine([server.url for server in servers])
+    one, _ = dlm.lock("one", TTL), dlm.lock("other", TTL)
+    dlm.unlock(one)
+    assert [server.get("one") for server in servers[:2]] == [None] * 2
+    assert [server.get("other") for server in servers[:2]] == [b"host:1"] * 2
+    servers[2].start()
+    wait_until(lambda: servers[2].get("other") == b"host:1")
+    assert servers[2].get("one") is None

@@ -226,10 +226,10 @@ struct Attempt {
 impl Attempt {
     fn new(masters: &Masters, request: &Request, highest_seen: u64) -> Self {
         let key = request.key.clone().unwrap_or_else(|| masters.fresh_key().to_vec());
-        if request.key.is_some() {
-            masters.owed.forget(&key);
-        }
         let claim = Claim::new(request.resources.clone(), key, Arc::clone(&request.script));
+        if request.key.is_some() {
+            masters.owed.forget(&claim);
+        }
         let not_yet = || AtomicBool::new(false);
         Self {
             claim: Arc::new(claim),

@@ -76,7 +76,7 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     let patience = start.after(masters.patience(request.ttl_ms));
     let deadline = request.valid_until.map_or(patience, |until| until.min(patience));
     // What the caller knows by its key alone may be known better.
-    let claim = masters.owed.claim(&request.claim.key).unwrap_or_else(|| Arc::clone(&request.claim));
+    let claim = masters.owed.known(&request.claim).unwrap_or_else(|| Arc::clone(&request.claim));
     let _unfinished = masters.owed.unfinished(&claim);
     // Some masters may obey although it fails: the lock is given to others no longer than that.
     claim.extend_until(claim.until().map_or(expires_at, |until| until.min(expires_at)));

@@ -123,8 +123,8 @@ pub struct Owed {
 #[derive(Default)]
 struct Ledger {
     fresh: Vec<(Debt, Unfinished)>,
-    /// What is unfinished, by its key, and how often.
-    claims: HashMap<Vec<u8>, (Arc<Claim>, usize)>,
+    /// What is unfinished, and how often, by its key: one, unless the caller uses its key for several locks.
+    claims: HashMap<Vec<u8>, Vec<(Arc<Claim>, usize)>>,
     is_worked_on: bool,
     unsent: usize,
     looked_at: Instant,
@@ -144,13 +144,15 @@ impl Drop for Unfinished {
         let Some(owed) = self.owed.upgrade() else { return };
         let mut ledger = locked(&owed.ledger);
         ledger.unsent -= usize::from(self.is_unsent);
-        if let Some((claim, count)) = ledger.claims.get_mut(&self.claim.key)
-            && Arc::ptr_eq(claim, &self.claim)
-        {
-            *count -= 1;
-            if *count == 0 {
-                ledger.claims.remove(&self.claim.key);
+        let Some(claims) = ledger.claims.get_mut(&self.claim.key) else { return };
+        if let Some(place) = claims.iter().position(|(claim, _)| Arc::ptr_eq(claim, &self.claim)) {
+            claims[place].1 -= 1;
+            if claims[place].1 == 0 {
+                claims.swap_remove(place);
             }
+        }
+        if claims.is_empty() {
+            ledger.claims.remove(&self.claim.key);
         }
     }
 }
@@ -168,10 +170,12 @@ impl Owed {
         Self { keeper: Some(keeper), ..Self::default() }
     }
 
-    /// The lock with this key, if it is unfinished.
+    /// The same lock as another caller has it, if it is unfinished.
     #[must_use]
-    pub fn claim(&self, key: &[u8]) -> Option<Arc<Claim>> {
-        locked(&self.ledger).claims.get(key).map(|(claim, _)| Arc::clone(claim))
+    pub fn known(&self, claim: &Claim) -> Option<Arc<Claim>> {
+        let ledger = locked(&self.ledger);
+        let mut known = ledger.claims.get(&claim.key)?.iter().rev().map(|(known, _)| known);
+        known.find(|known| known.is(claim)).map(Arc::clone)
     }
 
     /// How many releases there are that were sent nowhere yet: a process does not end without them.
@@ -186,10 +190,13 @@ impl Owed {
         self.ledger.try_lock().is_ok()
     }
 
-    /// Another lock is about to use this key: nothing more is done about the one before.
-    pub fn forget(&self, key: &[u8]) {
-        if let Some((claim, _)) = locked(&self.ledger).claims.remove(key) {
-            claim.forget();
+    /// Another lock is about to use this key for the same name: nothing more is done about the one before.
+    pub fn forget(&self, another: &Claim) {
+        let mut ledger = locked(&self.ledger);
+        let Some(claims) = ledger.claims.get_mut(&another.key) else { return };
+        claims.extract_if(.., |(claim, _)| claim.meets(another)).for_each(|(claim, _)| claim.forget());
+        if claims.is_empty() {
+            ledger.claims.remove(&another.key);
         }
     }
 
@@ -201,9 +208,10 @@ impl Owed {
     fn unfinished_with(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool) -> Unfinished {
         let mut ledger = locked(&self.ledger);
         ledger.unsent += usize::from(is_unsent);
-        match ledger.claims.get_mut(&claim.key) {
-            Some((known, count)) if Arc::ptr_eq(known, claim) => *count += 1,
-            _ => _ = ledger.claims.insert(claim.key.clone(), (Arc::clone(claim), 1)),
+        let claims = ledger.claims.entry(claim.key.clone()).or_default();
+        match claims.iter_mut().find(|(known, _)| Arc::ptr_eq(known, claim)) {
+            Some((_, count)) => *count += 1,
+            None => claims.push((Arc::clone(claim), 1)),
         }
         Unfinished { claim: Arc::clone(claim), owed: Arc::downgrade(self), is_unsent }
     }
@@ -351,7 +359,7 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
         }
         // A release does not overtake what another session has sent. Its answer may be there to be read.
         let is_early =
-            debt.what == What::Release && debt.claim.unanswered_at(debt.master) > master.unanswered(&debt.claim.key);
+            debt.what == What::Release && debt.claim.unanswered_at(debt.master) > master.unanswered(&debt.claim);
         if is_early {
             masters.owed.look(handle.now());
         }

@@ -57,14 +57,14 @@ pub enum Treatment {
 /// Source: "Releasing the lock" in the Redis documentation.
 pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     // What the caller knows by its key alone may be known better.
-    let claim = &masters.owed.claim(&claim.key).unwrap_or_else(|| Arc::clone(claim));
+    let claim = &masters.owed.known(claim).unwrap_or_else(|| Arc::clone(claim));
     claim.give_back();
     let treatment = treatment(masters, claim);
     // What another session has sent that takes it is released there, behind that. Here it is, behind what this one has sent.
-    let is_elsewhere = |index: usize, master: &Master| claim.unanswered_at(index) > master.unanswered(&claim.key);
+    let is_elsewhere = |index: usize, master: &Master| claim.unanswered_at(index) > master.unanswered(claim);
     let elsewhere: Vec<bool> = masters.iter().enumerate().map(|(index, master)| is_elsewhere(index, master)).collect();
     let told_here = |index: usize, master: &Master| {
-        let is_nothing_here = elsewhere[index] && master.unanswered(&claim.key) == 0;
+        let is_nothing_here = elsewhere[index] && master.unanswered(claim) == 0;
         if is_nothing_here { Treatment::Skip } else { treatment(index, master) }
     };
     let answers = release_where(masters, claim, told_here).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
+use crate::claim::Claim;
 use crate::master::node::Node;
 
 /// A bound on what a server that makes up redirections can make us remember; the cluster specification recommends no
@@ -37,9 +38,9 @@ impl Routes {
         self.nodes.iter().any(|node| node.awaits(key))
     }
 
-    /// How many commands that take the claim with this key have no answer yet from any node.
-    pub(super) fn unanswered(&self, key: &[u8]) -> usize {
-        self.nodes.iter().map(|node| node.unanswered(key)).sum()
+    /// How many commands that take this claim have no answer yet from any node.
+    pub(super) fn unanswered(&self, claim: &Claim) -> usize {
+        self.nodes.iter().map(|node| node.unanswered(claim)).sum()
     }
 
     /// Whether a connection to some node is being made.

@@ -294,16 +294,16 @@ impl Link {
         self.is_open() && locked(&self.0.unanswered).iter().any(waits)
     }
 
-    /// How many commands that take the claim with this key have no answer yet.
+    /// How many commands that take this claim have no answer yet.
     #[must_use]
-    pub fn unanswered(&self, key: &[u8]) -> usize {
-        locked(&self.0.unanswered).iter().filter(|pending| pending.taking.claim.key == key).count()
+    pub fn unanswered(&self, claim: &Claim) -> usize {
+        locked(&self.0.unanswered).iter().filter(|pending| pending.taking.claim.is(claim)).count()
     }
 
     /// The release of `claim` is about to be sent here: nothing can overtake what this connection still owes.
     pub fn note_release(&self, claim: &Claim) {
         let mut unanswered = locked(&self.0.unanswered);
-        let of_claim = |pending: &&mut Pending| pending.taking.claim.key == claim.key;
+        let of_claim = |pending: &&mut Pending| pending.taking.claim.is(claim);
         unanswered.iter_mut().filter(of_claim).for_each(|pending| pending.is_released = true);
     }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use redis::Value;
 
+use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::error::Error;
 use crate::quorum::MAX_PATIENCE;
@@ -157,10 +158,10 @@ impl Master {
         locked(&self.routes).awaits(key)
     }
 
-    /// How many commands that take the claim with this key have no answer yet here.
+    /// How many commands that take this claim have no answer yet here.
     #[must_use]
-    pub fn unanswered(&self, key: &[u8]) -> usize {
-        locked(&self.routes).unanswered(key)
+    pub fn unanswered(&self, claim: &Claim) -> usize {
+        locked(&self.routes).unanswered(claim)
     }
 
     /// Whether a command about `resource` would go out at once.

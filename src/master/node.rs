@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::Shared;
 use tokio::sync::oneshot;
 
+use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::error::Error;
 use crate::master::connect;
@@ -80,10 +81,10 @@ impl Node {
         matches!(&*locked(&self.state), State::Linked(link) if link.awaits(key))
     }
 
-    /// How many commands that take the claim with this key have no answer yet on the connection that it has now.
-    pub(super) fn unanswered(&self, key: &[u8]) -> usize {
+    /// How many commands that take this claim have no answer yet on the connection that it has now.
+    pub(super) fn unanswered(&self, claim: &Claim) -> usize {
         match &*locked(&self.state) {
-            State::Linked(link) => link.unanswered(key),
+            State::Linked(link) => link.unanswered(claim),
             _ => 0,
         }
     }
