@@ -194,10 +194,10 @@ impl Master {
                 self.extend(resource, key, number(ttl_ms), *protocol)
             }
             [b"EVAL", text, b"1", resource, key, ttl_ms] if text == PROLONG.as_bytes() => {
-                if self.holder(resource) == Some(key) && self.left(resource) < Some(number(ttl_ms)) {
-                    self.extend(resource, key, number(ttl_ms), *protocol)
-                } else {
+                if self.holder(resource) == Some(key) && self.left(resource) >= Some(number(ttl_ms)) {
                     self.get(resource, *protocol)
+                } else {
+                    self.extend(resource, key, number(ttl_ms), *protocol)
                 }
             }
             [b"EVAL", text, b"1", resource, key, ttl_ms] => {
