@@ -560,6 +560,32 @@ def test_a_closed_loop_leaves_no_connection(masters, loop):
     wait_until(lambda: [server.connections() for server in servers] == [[], [], []])
 
 
+@pytest.mark.parametrize("loop_kind", [*KINDS, "deaf"])
+def test_connections_end_with_their_manager(masters, loop_kind):
+    """Also in a program that makes a manager for each request. Not while a lease of its needs them."""
+    servers = masters(3)
+
+    def connections():
+        return [len(server.connections()) for server in servers]
+
+    def until_none():
+        return asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: connections() == [0, 0, 0])
+
+    async def main():
+        lease = await amanager(servers).acquire("r", TTL)
+        await asyncio.sleep(1)
+        assert connections() == [1, 1, 1]
+        await lease.release()
+        del lease
+        await until_none()
+        for _ in range(20):
+            assert await lock_and_unlock(amanager(servers))
+        await until_none()
+
+    run(main(), Deaf() if loop_kind == "deaf" else new_loop(loop_kind))
+    nothing_left(servers)
+
+
 def test_a_loop_closed_with_operations_pending_leaves_nothing(masters, through, loop):
     servers = masters(3)
     proxies = [through(server) for server in servers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -29,14 +30,30 @@ class LoopHost:
     """Waits for the engine's sockets and deadlines with a reader and the timers of one loop.
 
     The loop owns it: it lives as long as that reader, a timer or a task of the loop refers to it. When the loop is
-    closed none does, and the connections end with it.
+    closed none does, and the connections end with it. They end as well when their manager is gone, and nothing is left
+    to do on them.
     """
 
-    def __init__(self, session: LoopSession) -> None:
+    def __init__(self, session: LoopSession, manager: LoopHosts) -> None:
         self._session = session
         self._calls: dict[int, _Call[Any]] = {}
         self._due: float | None = None  # not the timer: that would keep the loop alive
         self._watched: int | None = None
+        self._thread: ref[WatchingThread] | None = None  # the loop keeps it
+        host, loop, pid = ref(self), ref(asyncio.get_running_loop()), os.getpid()
+        self._manager = ref(manager, lambda _: _leave(host, loop, pid))
+
+    def close_when_done(self) -> None:
+        """Have the connections end as soon as nothing is left to do on them. Called in the loop."""
+        loop = asyncio.get_running_loop()
+        if self._calls or self._session.is_busy():
+            loop.call_later(LONGEST_WAIT, self.close_when_done)
+            return
+        self._due = None  # or a timer would begin anew
+        if self._thread and (thread := self._thread()):
+            thread.stop()
+        elif self._watched is not None:
+            loop.remove_reader(self._watched)
 
     async def run(self, operation: Operation[T], give_back: GiveBack[T] | None = None) -> T:
         """Run an operation to its end and return its outcome.
@@ -92,7 +109,7 @@ class LoopHost:
         try:
             asyncio.get_running_loop().add_reader(queue, self._turn)
         except NotImplementedError:
-            WatchingThread(queue, self._turn)  # the loop keeps it
+            self._thread = ref(WatchingThread(queue, self._turn))
         self._watched = queue
 
     def _wake_in(self, pause: float) -> None:
@@ -143,6 +160,14 @@ class _Call(Generic[T]):
             self.over.set_result(None)
 
 
+def _leave(host: ref[LoopHost], loop: ref[asyncio.AbstractEventLoop], pid: int) -> None:
+    """Called when a manager is collected: in any thread, in the middle of anything, and in a forked child as well."""
+    left, running = host(), loop()
+    if left and running and pid == os.getpid():
+        with contextlib.suppress(RuntimeError):  # it is closed
+            running.call_soon_threadsafe(left.close_when_done)
+
+
 class LoopHosts:
     """The hosts of one manager: one for each event loop that it is used in."""
 
@@ -166,6 +191,6 @@ class LoopHosts:
         known = self._hosts.get(loop)
         host = known() if known else None
         if host is None:
-            host = LoopHost(self._engine.loop_session())
+            host = LoopHost(self._engine.loop_session(), self)
             self._hosts[loop] = ref(host)
         return host

@@ -182,6 +182,9 @@ class LoopSession:
             the next turn is due, if one is; whether there is something to log.
         """
 
+    def is_busy(self) -> bool:
+        """Whether there is something to do or to hear that no operation waits for."""
+
     def write_log(self) -> None:
         """As :meth:`Engine.write_log`."""
 

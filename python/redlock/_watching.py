@@ -20,7 +20,7 @@ A_DAY = 86_400.0
 class WatchingThread:
     """Says in the running loop when a descriptor is readable: what ``add_reader`` does in other loops.
 
-    Lives until its loop is closed, and the thread as long as this.
+    Lives until it is stopped or its loop is closed, and the thread as long as this.
 
     Args:
         fd: the descriptor.
@@ -48,7 +48,16 @@ class WatchingThread:
 
     def _stay(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the loop refer to this: between two calls, nothing else does."""
-        loop.call_later(A_DAY, self._stay, loop)
+        self._timer = loop.call_later(A_DAY, self._stay, loop)
+
+    def stop(self) -> None:
+        """End it now. Called in the loop."""
+        self._timer.cancel()
+        self._ready = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _close(near: socket.socket, pid: int) -> None:

@@ -263,6 +263,12 @@ impl Session {
         self.masters.iter().any(|master| master.awaits(key))
     }
 
+    /// Whether masters are owed something that is seen to in this session, or have not answered a claim.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.masters.owed.is_worked_on() || self.awaits(None)
+    }
+
     /// The caller is back, and goes on taking [`Session::turn`]s.
     pub fn resume(&self) {
         self.executor.resume();

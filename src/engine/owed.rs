@@ -257,6 +257,11 @@ impl Owed {
         std::mem::take(&mut locked(&self.ledger).fresh)
     }
 
+    /// Whether a task settles what is owed.
+    pub(super) fn is_worked_on(&self) -> bool {
+        locked(&self.ledger).is_worked_on
+    }
+
     /// Whether nothing is owed any more: then the task ends, and the next debt begins another.
     fn is_over(&self) -> bool {
         let mut ledger = locked(&self.ledger);

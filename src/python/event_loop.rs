@@ -72,6 +72,10 @@ impl LoopSession {
         }
     }
 
+    fn is_busy(&self) -> bool {
+        !self.is_inherited() && locked(&self.state).session.is_busy()
+    }
+
     fn write_log(&self, py: Python<'_>) -> PyResult<()> {
         self.engine.get().write_log(py)
     }
