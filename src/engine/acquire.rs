@@ -15,7 +15,7 @@ use crate::clock::Instant;
 use crate::engine::owed::{Debt, What};
 use crate::engine::release::{Treatment, release_where};
 use crate::engine::waiting::Waiting;
-use crate::engine::{Masters, fence as fencing, of_each};
+use crate::engine::{Masters, fence as fencing, of_each, take};
 use crate::error::Error;
 use crate::fence::{self, Ballot, Call, Reply};
 use crate::master::Master;
@@ -262,13 +262,9 @@ impl Attempt {
     }
 
     async fn ask_for(&self, resource: &[u8], master: &Master, index: usize) -> Vote {
-        let set = script::set(resource, &self.claim.key, self.ttl_ms);
         let exchange = |link: Link| {
-            let set = &set;
-            async move {
-                master.watch_clock(&link);
-                link.call_expecting(set, Some(self.taking(index)), script::is_grant).await
-            }
+            master.watch_clock(&link);
+            take(link, resource, self.taking(index), self.ttl_ms)
         };
         let wanted = || self.is_wanted_of(master);
         let answer =

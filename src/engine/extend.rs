@@ -11,7 +11,7 @@ use crate::claim::{Claim, Decision};
 use crate::clock::Instant;
 use crate::engine::owed::{Debt, What};
 use crate::engine::release::compare_and;
-use crate::engine::{Masters, of_each};
+use crate::engine::{Masters, of_each, take};
 use crate::error::Error;
 use crate::lease::Reason;
 use crate::master::Master;
@@ -266,14 +266,9 @@ async fn give(index: usize, masters: &Masters, request: &Request, claim: &Arc<Cl
     let master = &masters[index];
     claim.lost_at(index);
     let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
-    let give = |resource| async move {
-        let set = script::set(resource, &claim.key, request.ttl_ms);
-        let exchange = |link: Link| {
-            let set = &set;
-            async move { link.call(set, Some(Taking { claim: Arc::clone(claim), master: index })).await }
-        };
-        master.call_to_take(resource, exchange, is_valid).await
-    };
+    let taking = || Taking { claim: Arc::clone(claim), master: index };
+    let give =
+        |resource| master.call_to_take(resource, move |link| take(link, resource, taking(), request.ttl_ms), is_valid);
     // A refusal costs nothing: the quorum is there without it.
     _ = of_each(&claim.resources, give).await;
 }

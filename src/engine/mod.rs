@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{join_all, select};
+use redis::Value;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit, oneshot};
 
 use crate::clock::Instant;
@@ -28,9 +29,11 @@ use crate::error::Error;
 use crate::master::Master;
 use crate::master::endpoint::Endpoint;
 use crate::master::health::Health;
+use crate::master::link::{Link, Taking};
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Verdict};
 use crate::runtime::{Effects, Executor, Handle, Wait, locked};
+use crate::script;
 use crate::token::{self, Key};
 
 /// The masters of one session.
@@ -181,6 +184,12 @@ where
         said.extend(join_all(some.iter().map(|resource| ask(resource))).await);
     }
     said.into_iter().collect()
+}
+
+/// Send the `SET` that takes a resource, for so many milliseconds.
+async fn take(link: Link, resource: &[u8], taking: Taking, ttl_ms: u64) -> Result<Value, Error> {
+    let set = script::set(resource, &taking.claim.key, ttl_ms);
+    link.call_expecting(&set, Some(taking), script::is_grant).await
 }
 
 /// FNV-1a: the same in every process and every release, as a hash that contenders must agree on has to be.

@@ -18,7 +18,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::release::tell;
-use crate::engine::{Masters, fence as fencing, of_each};
+use crate::engine::{Masters, fence as fencing, of_each, take};
 use crate::error::Error;
 use crate::fence::{self, Call};
 use crate::master::Master;
@@ -422,8 +422,7 @@ async fn give(
     let left = || debt.left(handle.now());
     let is_granted = match token {
         None => {
-            let exchange =
-                |link: Link| async move { link.call(&script::set(resource, &claim.key, left()), Some(taking())).await };
+            let exchange = |link| take(link, resource, taking(), left());
             let answer = master.call_to_take(resource, exchange, wanted).await?;
             script::grant(answer.value)? == Grant::Granted
         }
