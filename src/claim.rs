@@ -20,7 +20,7 @@ pub struct Claim {
     standings: Mutex<Standings>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Standings {
     /// It is being released: nothing is sent any more that takes it.
     is_given_back: bool,
@@ -28,6 +28,8 @@ struct Standings {
     is_forgotten: bool,
     /// Until when its holder may rely on it, once it is granted.
     until: Option<Instant>,
+    /// Nor for longer than that, however often it is extended.
+    ends_at: Option<Instant>,
     each: Vec<Standing>,
 }
 
@@ -73,9 +75,8 @@ impl Standings {
 impl Claim {
     /// A claim that no master knows of yet.
     #[must_use]
-    pub const fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
-        let standings = Standings { is_given_back: false, is_forgotten: false, until: None, each: Vec::new() };
-        Self { resources, key, script, is_whole: true, standings: Mutex::new(standings) }
+    pub fn new(resources: Vec<Vec<u8>>, key: Vec<u8>, script: Arc<UnlockScript>) -> Self {
+        Self { resources, key, script, is_whole: true, standings: Mutex::default() }
     }
 
     /// What was claimed before, as far as its key tells: any master may have it.
@@ -141,10 +142,16 @@ impl Claim {
         locked(&self.standings).until = Some(until);
     }
 
+    /// However often it is extended, its holder may rely on it no longer than until then.
+    pub fn end_at(&self, end: Instant) {
+        locked(&self.standings).ends_at = Some(end);
+    }
+
     /// Until when its holder may rely on it, if it is granted and that is known.
     #[must_use]
     pub fn until(&self) -> Option<Instant> {
-        locked(&self.standings).until
+        let standings = locked(&self.standings);
+        standings.until.map(|until| standings.ends_at.map_or(until, |end| end.min(until)))
     }
 
     /// Its key is about to be used again: no release of it may be sent any more.

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
@@ -26,7 +27,7 @@ use crate::runtime::{Handle, locked};
 /// What is told of a lease while it is renewed: in the thread that renews, so it must not wait for anything.
 pub trait Listener: Send + Sync {
     /// The masters were asked to extend it, and answered within this time.
-    fn asked(&self, was_extended: bool, took: std::time::Duration);
+    fn asked(&self, was_extended: bool, took: Duration);
 
     /// It is lost. Its holder is to be told.
     fn lost(&self, reason: Reason);
@@ -128,6 +129,14 @@ impl SharedLease {
             self.changed.tell();
         }
         is_held
+    }
+
+    /// It is renewed from now on: for `max_hold`, if that is given.
+    pub fn renew(&self, now: Instant, max_hold: Option<Duration>) {
+        self.with(|state| state.renew(now, max_hold));
+        if let Some(longest) = max_hold {
+            self.claim.end_at(now.after(longest));
+        }
     }
 
     /// It is lost: tell the holder, once.

@@ -254,7 +254,7 @@ impl LeaseState {
     fn keep(&self, events: &Events, number: u64, max_hold: Option<f64>) -> PyResult<()> {
         let longest = max_hold.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         *locked(&self.told.keeper) = Some((Arc::clone(&events.inbox), number));
-        self.lease.with(|state| state.renew(BootClock.now(), longest));
+        self.lease.renew(BootClock.now(), longest);
         self.is_kept.store(true, Ordering::Relaxed);
         driver::renew(&self.pool, Arc::clone(&self.lease)).map_err(|error| {
             self.is_kept.store(false, Ordering::Relaxed);

@@ -202,7 +202,7 @@ impl World {
         let after = random.random_bool(habits.extends).then(|| random.random_range(0..=self.plan.ttl_ms * MS * 3 / 2));
         let longest = habits.max_hold.map(Duration::from_millis);
         let now = self.shown(client);
-        lease.with(|state| state.renew(now, longest));
+        lease.renew(now, longest);
         if let Some(longest) = longest {
             let at = self.when(client, now.after(longest));
             self.schedule(at, Event::HoldEnds { op });
