@@ -88,7 +88,8 @@ impl Claim {
     /// Whether this is the same claim, as far as its key tells: a caller may use one key for all its locks.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
-        self.key == other.key && self.resources == other.resources
+        // Thousands of names are compared only where that cannot be told otherwise.
+        std::ptr::eq(self, other) || self.key == other.key && self.resources == other.resources
     }
 
     /// Whether the release of one would release some of the other.
