@@ -798,8 +798,13 @@ def test_h17_a_child_that_runs_its_parents_loop_takes_none_of_its_answers(master
         await asyncio.sleep(0)
         return pending
 
+    def sockets():
+        fds = [fd for fd in range(3, 64) if os.path.lexists(f"/proc/self/fd/{fd}")]
+        return {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in fds}
+
     loop.run_until_complete(once())
     pending = loop.run_until_complete(begin())
+    before = sockets()
     pid = os.fork()
     if pid == 0:
         loop.run_until_complete(asyncio.sleep(0.2))  # while the answers come
@@ -809,10 +814,11 @@ def test_h17_a_child_that_runs_its_parents_loop_takes_none_of_its_answers(master
     say(loop.run_until_complete(pending))
     for turn in range(10):
         say(loop.run_until_complete(once()))
+    say(sockets() == before)  # it has made no new connection
     loop.close()
     """
     said = run_program(source, *(proxy.url for proxy in proxies))
-    assert said.split() == ["True"] * 11
+    assert said.split() == ["True"] * 12
     # The child may go on with its copy of the call, over connections of its own.
     assert all(len(proxy.links) <= 2 for proxy in proxies)
     nothing_left(servers)
