@@ -49,7 +49,7 @@ class LoopHost:
         if self._calls or self._session.is_busy():
             loop.call_later(LONGEST_WAIT, self.close_when_done)
             return
-        self._due = None  # or a timer would begin anew
+        self._due = None  # or a timer that is still set would begin again
         if self._thread and (thread := self._thread()):
             thread.stop()
         elif self._watched is not None:
