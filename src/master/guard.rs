@@ -167,8 +167,8 @@ impl Reading {
     pub fn moved_since(&self, before: &Self) -> Option<i64> {
         let went = ms(self.shown) - ms(before.shown);
         let (least, most) = (self.sent.since(before.received), self.received.since(before.sent));
-        let ahead = went - ms(most.saturating_add(allowance(most)));
-        let behind = went - ms(least.saturating_sub(allowance(least)));
+        let ahead = went.saturating_sub(ms(most.saturating_add(allowance(most))));
+        let behind = went.saturating_sub(ms(least.saturating_sub(allowance(least))));
         if ahead > 0 { Some(ahead) } else { Some(behind).filter(|&behind| behind < 0) }
     }
 }
@@ -180,6 +180,14 @@ fn ms(time: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_may_show_anything() {
+        let reading = |shown| Reading { shown, sent: at(1), received: at(2) };
+        let (least, most) = (reading(Duration::ZERO), reading(Duration::MAX));
+        assert!(least.moved_since(&most).is_some_and(|moved| moved < 0));
+        assert!(most.moved_since(&least).is_some_and(|moved| moved > 0));
+    }
 
     fn at(seconds: u64) -> Instant {
         Instant::from_zero(Duration::from_secs(seconds))
