@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::claim::Claim;
 use crate::clock::Instant;
 use crate::engine::owed::{Debt, What};
-use crate::engine::release::{Treatment, release_where};
+use crate::engine::release::{Treatment, owe_undone, release_where};
 use crate::engine::waiting::Waiting;
 use crate::engine::{Masters, fence as fencing, of_each, take};
 use crate::error::Error;
@@ -327,7 +327,7 @@ impl Attempt {
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
         self.claim.give_back();
-        release_where(masters, &self.claim, |index, _| match &votes[index] {
+        let answers = release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
             // One that is at work on many resources is no silent one.
@@ -337,6 +337,7 @@ impl Attempt {
             _ => Treatment::Await,
         })
         .await;
+        owe_undone(masters, &self.claim, &answers);
     }
 }
 

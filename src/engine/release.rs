@@ -75,20 +75,32 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
 /// Masters that have not confirmed the release are told once more, over another connection, until they have forgotten
 /// the lock by themselves.
 fn owe_releases(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer], elsewhere: &[bool]) {
+    let is_unconfirmed = |answer: &Answer| *answer == Err(Error::NotAwaited) || is_unheard(answer);
+    let is_owed = |index: usize| is_unconfirmed(&answers[index]) || elsewhere[index];
+    if !planted::is(Bug::ToldOnce) {
+        let owed = (0..masters.len()).filter(|&index| is_owed(index));
+        masters.owe(owed.map(|index| debt(masters, claim, index, !elsewhere[index])).collect());
+    }
+}
+
+/// The same for an attempt that came to nothing: what is on its way to a master gets there.
+pub(super) fn owe_undone(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer]) {
+    let unheard = answers.iter().enumerate().filter(|(_, answer)| is_unheard(answer));
+    masters.owe(unheard.map(|(index, _)| debt(masters, claim, index, true)).collect());
+}
+
+/// Whether a release may not have arrived, or was not carried out yet.
+fn is_unheard(answer: &Answer) -> bool {
+    match answer {
+        Err(Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_) | Error::Setup(_)) => true,
+        Err(error) => error.is_passing(),
+        Ok(_) => false,
+    }
+}
+
+fn debt(masters: &Masters, claim: &Arc<Claim>, master: usize, is_sent: bool) -> Debt {
     let until = masters.handle().now().after(masters.longest_ttl());
-    let is_owed = |&(index, answer): &(usize, &Answer)| {
-        let is_unconfirmed = match answer {
-            Err(Error::NotAwaited | Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_)) => true,
-            Err(error) => error.is_passing(),
-            Ok(_) => false,
-        };
-        (is_unconfirmed || elsewhere[index]) && !planted::is(Bug::ToldOnce)
-    };
-    let debt = |(master, _): (usize, &Answer)| {
-        let (claim, is_sent) = (Arc::clone(claim), !elsewhere[master]);
-        Debt { claim, master, what: What::Release, is_sent, until, drift: Duration::ZERO }
-    };
-    masters.owe(answers.iter().enumerate().filter(is_owed).map(debt).collect());
+    Debt { claim: Arc::clone(claim), master, what: What::Release, is_sent, until, drift: Duration::ZERO }
 }
 
 /// How each master is treated now.
@@ -252,7 +264,7 @@ async fn ask_for(resource: &[u8], master: &Master, claim: &Claim, sending: &Send
         }
         reply
     };
-    script::release(master.call(resource, exchange, || true).await?.value)
+    script::release(master.call_to_release(resource, exchange, || !claim.is_forgotten()).await?.value)
 }
 
 /// Release where nobody waits for the answer, so that nobody may be there for a `NOSCRIPT`: the script goes along.
@@ -268,7 +280,7 @@ async fn tell_of(resource: &[u8], master: &Master, claim: &Claim) -> Result<Valu
         let release = link.release_by().release_in_full(claim, resource);
         async move { link.call(&release, None).await }
     };
-    master.call_in_background(resource, exchange).await.map(|answer| answer.value)
+    master.call_to_release_later(resource, exchange, || !claim.is_forgotten()).await.map(|answer| answer.value)
 }
 
 /// Send `command` in the cheapest way the master has and allows, from `way` on, while it is wanted; an answer that does not

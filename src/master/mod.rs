@@ -48,13 +48,22 @@ pub struct Master {
     handle: Handle,
 }
 
-/// What to carry out, whether it is still wanted, and whether a caller waits for it.
+/// What to carry out, whether it is still wanted, and what for.
 struct Errand<E, W> {
     exchange: E,
     wanted: W,
-    is_awaited: bool,
-    /// It takes a lock: not to be repeated where what was sent may still arrive.
-    takes: bool,
+    purpose: Purpose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Ask,
+    /// Not to be repeated where what was sent may still arrive.
+    Take,
+    /// It is a question whether the master is there in itself, and is to be sent at once.
+    Release,
+    /// No caller waits for it.
+    ReleaseLater,
 }
 
 /// An answer, and whether the master may have answered before, over a connection that died under it.
@@ -184,7 +193,7 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true, takes: false }).await
+        self.carry_out(resource, Errand { exchange, wanted, purpose: Purpose::Ask }).await
     }
 
     /// The same for an exchange that takes a lock. On a connection that was forgotten it ends with [`Error::Forgotten`]:
@@ -198,19 +207,33 @@ impl Master {
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        self.carry_out(resource, Errand { exchange, wanted, is_awaited: true, takes: true }).await
+        self.carry_out(resource, Errand { exchange, wanted, purpose: Purpose::Take }).await
     }
 
-    /// Carry out `exchange` for no caller that waits: as soon as there is a connection, however long it takes to make.
-    pub async fn call_in_background<F>(
+    /// The same for an exchange that releases a lock.
+    pub async fn call_to_release<F>(
         &self,
         resource: &[u8],
         exchange: impl Fn(Link) -> F + Send + Sync,
+        wanted: impl Fn() -> bool + Send + Sync,
     ) -> Result<Answer, Error>
     where
         F: Future<Output = Result<Value, Error>> + Send,
     {
-        self.carry_out(resource, Errand { exchange, wanted: || true, is_awaited: false, takes: false }).await
+        self.carry_out(resource, Errand { exchange, wanted, purpose: Purpose::Release }).await
+    }
+
+    /// The same for no caller that waits: as soon as there is a connection, however long it takes to make.
+    pub async fn call_to_release_later<F>(
+        &self,
+        resource: &[u8],
+        exchange: impl Fn(Link) -> F + Send + Sync,
+        wanted: impl Fn() -> bool + Send + Sync,
+    ) -> Result<Answer, Error>
+    where
+        F: Future<Output = Result<Value, Error>> + Send,
+    {
+        self.carry_out(resource, Errand { exchange, wanted, purpose: Purpose::ReleaseLater }).await
     }
 
     async fn carry_out<F, E, W>(&self, resource: &[u8], errand: Errand<E, W>) -> Result<Answer, Error>
@@ -223,7 +246,7 @@ impl Master {
         let first = self.call_once(resource, &errand, start).await;
         let is_over = match first {
             Err(Error::Closed) => true,
-            Err(Error::Forgotten) => !errand.takes,
+            Err(Error::Forgotten) => errand.purpose != Purpose::Take,
             _ => false,
         };
         let repeated = is_over && (errand.wanted)();
@@ -266,13 +289,15 @@ impl Master {
         W: Fn() -> bool + Send + Sync,
         F: Future<Output = Result<Value, Error>> + Send,
     {
+        let is_awaited = errand.purpose != Purpose::ReleaseLater;
+        let asks_first = matches!(errand.purpose, Purpose::Ask | Purpose::Take);
         let result = async {
-            let link = node.link(errand.is_awaited.then(|| node.endpoint().link_patience())).await?;
+            let link = node.link(is_awaited.then(|| node.endpoint().link_patience())).await?;
             if !(errand.wanted)() {
                 return Err(Error::NotSent);
             }
             let interval = node.endpoint().health_check_interval;
-            let is_due = interval.is_some_and(|interval| link.is_idle_for(interval, now));
+            let is_due = asks_first && interval.is_some_and(|interval| link.is_idle_for(interval, now));
             let exchange = pin!(async {
                 if is_due {
                     // Whatever it answers, it is there.

@@ -471,6 +471,8 @@ impl World {
     fn note_failed(&mut self, key: Vec<u8>) {
         let at = self.now() + 12 * self.plan.longest_delay();
         self.schedule(at, Event::LookForKey { key: key.clone() });
+        let at = self.now() + SECOND + 2 * self.completion_bound();
+        self.schedule(at, Event::LookForRelease { key: key.clone() });
         self.oracle.failed.insert(key);
     }
 
