@@ -107,6 +107,12 @@ impl Claim {
         self.standing(master, |standing| *standing.decision.get_or_insert(decision) == decision)
     }
 
+    /// Whether its release is on its way to this master, though its holder did not ask for it.
+    #[must_use]
+    pub fn is_withdrawn_at(&self, master: usize) -> bool {
+        self.standing(master, |standing| standing.decision == Some(Decision::Withdrawn))
+    }
+
     /// The master has lost it, and is about to be given it again.
     pub fn lost_at(&self, master: usize) {
         self.standing(master, |standing| {

@@ -211,7 +211,10 @@ impl Poll {
             masters.owe(silent.filter_map(|(master, _)| debt(&claim, master, true)).collect());
         }
         masters.hear_out(&Arc::clone(&claim), self.asked, move |master, answer| match answer {
-            Ok(Extension::Absent) if verdict == Verdict::Granted => debt(&claim, master, false),
+            Ok(Extension::Absent) if verdict == Verdict::Granted => {
+                claim.lost_at(master);
+                debt(&claim, master, false)
+            }
             Ok(Extension::Extended) if claim.decide(master, Decision::Counted) => {
                 claim.note_at(master);
                 None

@@ -362,9 +362,10 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
         if is_linked(&debt.claim) {
             gate = None;
         }
-        // A release does not overtake what another session has sent. Its answer may be there to be read.
+        // A release does not overtake what another session has sent, and of that nothing is sent twice: the second could
+        // come after the release. The answer may be there to be read.
         let is_early =
-            debt.what == What::Release && debt.claim.unanswered_at(debt.master) > master.unanswered(&debt.claim);
+            debt.what != What::Extension && debt.claim.unanswered_at(debt.master) > master.unanswered(&debt.claim);
         if is_early {
             masters.owed.look(handle.now());
         }
@@ -385,6 +386,11 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
             continue;
         }
         if is_over {
+            if debt.what != What::Release && debt.claim.is_withdrawn_at(debt.master) {
+                // Nor may one rely on it who extends it by its key: that is found here.
+                drop(gate);
+                handle.sleep_until(debt.until()).await;
+            }
             break;
         }
         let pause = gate.as_deref_mut().unwrap_or(&mut own_pause);

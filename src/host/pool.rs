@@ -253,7 +253,8 @@ impl InProcess {
         let now = session.left_at().unwrap_or_default();
         let mut sessions = locked(&self.sessions);
         let old = sessions.take_old(now);
-        if sessions.idle.len() < MOST_IDLE {
+        // One that still waits for answers goes on: what it has sent may not be overtaken by its release.
+        if sessions.idle.len() < MOST_IDLE || session.awaits(None) {
             sessions.idle.push(session);
         }
         drop(sessions);

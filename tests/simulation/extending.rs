@@ -185,6 +185,8 @@ impl World {
         let client = self.workers[worker].client;
         let ttl = self.draw_ttl(&lease);
         hold.is_plain = !hold.keeps && self.random.random_bool(0.5);
+        let by_key = || Claim::of_key(claim.resources.clone(), claim.key.clone(), Arc::clone(&claim.script));
+        let claim = if hold.is_plain { Arc::new(by_key()) } else { Arc::clone(&claim) };
         self.say(|| format!("worker {worker} extends, op {}", hold.op));
         self.stir(hold.op);
         let now = self.shown(client);
