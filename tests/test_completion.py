@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from redlock import Redlock
 from support.locks import TTL, amanager, held, manager, nothing_left, warm
+from support.proxy import Mode
 from support.servers import wait_until
 
 pytestmark = pytest.mark.once
@@ -166,3 +169,40 @@ def test_locks_with_one_key_are_told_apart(servers):
     servers[2].start()
     wait_until(lambda: servers[2].get("other") == b"host:1")
     assert servers[2].get("one") is None
+
+
+def test_a_failed_attempt_is_released_when_its_masters_can_be_reached_again(servers, through):
+    """The connections broke after the locks were set, and could not be made again at once."""
+    proxies = [through(server) for server in servers]
+    dlm = manager(proxies, retry_count=1)
+    warm(dlm, servers)
+    for proxy in proxies:
+        proxy.mode = Mode.SWALLOW_REPLIES
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(dlm.lock, "r", TTL)
+        wait_until(lambda: all(held(servers)))
+        for proxy in proxies:
+            proxy.refuse()
+            proxy.reset()
+        assert call.result() is False
+    for proxy in proxies:
+        proxy.mode = Mode.PASS
+        proxy.accept()
+    wait_until(lambda: held(servers) == [None] * 3)
+
+
+def test_a_release_does_not_ask_first_whether_a_hung_master_is_there(servers):
+    dlm = Redlock([f"{server.url}?health_check_interval=1&socket_timeout=20" for server in servers], 3, 0.02)
+    lock = lock_everywhere(dlm, servers)
+    time.sleep(1.5)
+    servers[2].freeze()
+    done = threading.Event()
+
+    def unlock():
+        dlm.unlock(lock)
+        done.set()
+
+    threading.Thread(target=unlock, daemon=True).start()
+    assert done.wait(10)
+    servers[2].thaw()
+    nothing_left(servers)
