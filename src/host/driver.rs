@@ -122,6 +122,8 @@ struct Process {
     thread_id: AtomicI32,
     /// What the thread has in hand while it is not there.
     paused: Mutex<Option<Lanes>>,
+    /// How many threads are about to fork. The first waits until this one has ended, and the others for that.
+    forks: Mutex<usize>,
     child: OnceLock<Arc<Process>>,
 }
 
@@ -171,8 +173,8 @@ impl Default for Process {
     fn default() -> Self {
         let (mail, progress, is_asleep) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
         let (thread, thread_id) = (Mutex::default(), AtomicI32::default());
-        let (paused, child) = (Mutex::default(), OnceLock::new());
-        Self { pid: getpid(), mail, progress, is_asleep, thread, thread_id, paused, child }
+        let (paused, forks, child) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Self { pid: getpid(), mail, progress, is_asleep, thread, thread_id, paused, forks, child }
     }
 }
 
@@ -222,6 +224,8 @@ impl Process {
     }
 
     fn pause(&self) {
+        let mut forks = locked(&self.forks);
+        *forks += 1;
         let Some(thread) = locked(&self.thread).take() else { return };
         let mut mail = locked(&self.mail);
         mail.pauses = true;
@@ -235,9 +239,15 @@ impl Process {
         while Path::new(&listed).exists() && BootClock.now() < end {
             thread::yield_now();
         }
+        drop(forks);
     }
 
     fn resume(&self) -> io::Result<()> {
+        let mut forks = locked(&self.forks);
+        *forks = forks.saturating_sub(1); // a child has paused nothing
+        if *forks > 0 {
+            return Ok(());
+        }
         locked(&self.mail).pauses = false;
         let paused = locked(&self.paused).take();
         let resumed = paused.map_or(Ok(()), |lanes| self.drive(lanes));
@@ -586,6 +596,28 @@ mod tests {
         let (next, next_heard) = lease(300, || ());
         renew(&process, &next);
         assert_eq!(next_heard.recv_timeout(LONG), Ok("renew"));
+    }
+
+    #[test]
+    fn threads_may_fork_at_the_same_time() {
+        let process: Arc<Process> = Arc::default();
+        let (lease, _heard) = lease(60_000, || ());
+        renew(&process, &lease);
+        let (done, all_done) = channel();
+        for _ in 0..4 {
+            let (process, done) = (Arc::clone(&process), done.clone());
+            thread::spawn(move || {
+                for _ in 0..50 {
+                    process.pause();
+                    process.resume().unwrap();
+                }
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..4 {
+            all_done.recv_timeout(LONG).unwrap();
+        }
+        assert!(locked(&process.thread).is_some(), "it goes on when all have forked");
     }
 
     fn is_deaf() -> bool {
