@@ -9,8 +9,10 @@ use crate::master::guard::Cause;
 /// Characters of a server's words that are worth a log line.
 const LONGEST_TEXT: usize = 300;
 
-/// With these a server refuses what it will soon do: it loads its data, a script keeps it busy, its cluster changes.
-pub(crate) const PASSING: [&str; 6] = ["LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY"];
+/// With these a server refuses what it may soon do: it loads its data, a script keeps it busy, its cluster changes, too
+/// few replicas follow it, its disk is full.
+pub(crate) const PASSING: [&str; 8] =
+    ["LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "NOREPLICAS", "MISCONF"];
 
 /// Why a master gave no vote. Cloned to everybody who waits for the same connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
@@ -103,14 +105,59 @@ impl From<redis::ServerError> for Error {
 pub(crate) fn server_text(error: &RedisError) -> String {
     let detail = error.detail().map(|detail| detail.split(", with args beginning with").next().unwrap_or_default());
     one_line(&match (error.code(), detail) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), Some(detail)) => met_by_script(detail).map_or_else(|| format!("{code} {detail}"), str::to_owned),
         (Some(code), None) => code.to_owned(),
         (None, _) => error.to_string(),
     })
+}
+
+/// The error that a command met inside a script. Redis before 7.0 tells of it in an error of its own:
+/// `ERR Error running script (call to f_…): @user_script:1: @user_script: 1: -READONLY You can't write …`.
+fn met_by_script(detail: &str) -> Option<&str> {
+    detail.strip_prefix("Error running script")?.split_once("@user_script")?.1.split_once(": -").map(|(_, error)| error)
+}
+
+/// Whether a server refuses to write because it is a replica.
+pub(crate) fn is_read_only(error: &redis::ServerError) -> bool {
+    error.code() == "READONLY"
+        || error.details().and_then(met_by_script).is_some_and(|error| error.starts_with("READONLY "))
 }
 
 /// A server's words as a part of one line of a log: a bulk error may have lines of its own, and go on for pages.
 fn one_line(text: &str) -> String {
     let plain = |c: char| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c };
     text.chars().map(plain).take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_error(text: &str) -> redis::ServerError {
+        match redis::parse_redis_value(format!("-{text}\r\n").as_bytes()) {
+            Ok(redis::Value::ServerError(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_command_met_inside_a_script_is_what_counts() {
+        let old =
+            "ERR Error running script (call to f_7f9c): @user_script:1: @user_script: 1: -READONLY You can't write.";
+        for text in [old, "READONLY You can't write."] {
+            let error = server_error(text);
+            assert!(is_read_only(&error), "{text}");
+            assert_eq!(Error::from(error), Error::Reply("READONLY You can't write.".into()));
+        }
+    }
+
+    #[test]
+    fn other_errors_of_scripts_are_told_as_they_are() {
+        for text in ["ERR Error running script (call to f_7f9c): @user_script:1: oops", "ERR READONLY is no code here"]
+        {
+            let error = server_error(text);
+            assert!(!is_read_only(&error), "{text}");
+            assert_eq!(Error::from(error), Error::Reply(text.into()));
+        }
+    }
 }

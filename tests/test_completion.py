@@ -191,6 +191,28 @@ def test_a_failed_attempt_is_released_when_its_masters_can_be_reached_again(serv
     wait_until(lambda: held(servers) == [None] * 3)
 
 
+REFUSALS = {
+    "too few replicas": (
+        lambda admin: admin.config_set("min-replicas-to-write", 1),
+        lambda admin: admin.config_set("min-replicas-to-write", 0),
+    ),
+    "a replica": (lambda admin: admin.replicaof("127.0.0.1", 1), lambda admin: admin.replicaof("NO", "ONE")),
+}
+
+
+@pytest.mark.every_kind
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_release_that_a_master_refuses_for_now_is_sent_once_more(servers, refusal):
+    begin, end = REFUSALS[refusal]
+    dlm = manager(servers)
+    lock = lock_everywhere(dlm, servers)
+    begin(servers[2].admin)
+    dlm.unlock(lock)
+    assert held(servers) == [None, None, lock.key]
+    end(servers[2].admin)
+    wait_until(lambda: servers[2].get("r") is None)
+
+
 def test_a_release_does_not_ask_first_whether_a_hung_master_is_there(servers):
     dlm = Redlock([f"{server.url}?health_check_interval=1&socket_timeout=20" for server in servers], 3, 0.02)
     lock = lock_everywhere(dlm, servers)

@@ -23,7 +23,7 @@ use redis::Value;
 
 use crate::claim::Claim;
 use crate::clock::Instant;
-use crate::error::Error;
+use crate::error::{Error, is_read_only};
 use crate::quorum::MAX_PATIENCE;
 use crate::runtime::{Handle, locked};
 use cluster::Routes;
@@ -309,7 +309,7 @@ impl Master {
                 (errand.exchange)(link.clone()).await
             });
             let value = self.exchange(node, &link, link.grace(interval, now), exchange).await?;
-            if matches!(&value, Value::ServerError(error) if error.code() == "READONLY") {
+            if matches!(&value, Value::ServerError(error) if is_read_only(error)) {
                 // A master no more: connect anew, and ask for its role.
                 link.give_up();
                 self.health.raise(Cause::Demoted, self.handle.now());
