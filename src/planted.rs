@@ -40,10 +40,6 @@ pub enum Bug {
     ReviveByExtend,
     /// A master that no longer has the lock counts as one that extended it.
     AbsentExtends,
-    /// An extension gives the lock again to masters that have lost it, whether it is still ours or not.
-    LateRetake,
-    /// How long an extended lock is safe to use is computed before the masters that have lost it are asked.
-    StaleExtension,
     /// A lease is renewed although it is being released.
     KeeperGoesOn,
     /// A lease is renewed although no holder refers to it any more.

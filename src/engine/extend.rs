@@ -9,13 +9,13 @@ use futures_util::{FutureExt, StreamExt};
 
 use crate::claim::{Claim, Decision};
 use crate::clock::Instant;
+use crate::engine::Masters;
 use crate::engine::owed::{Debt, What};
 use crate::engine::release::compare_and;
-use crate::engine::{Masters, of_each, take};
 use crate::error::Error;
 use crate::lease::Reason;
 use crate::master::Master;
-use crate::master::link::{Link, Taking};
+use crate::master::link::Link;
 use crate::planted::{self, Bug};
 use crate::quorum::{self, Tally, Verdict};
 use crate::script::{self, Extension};
@@ -31,8 +31,8 @@ pub struct Request {
     pub drift_ms: u64,
     /// How many masters must have it still.
     pub quorum: usize,
-    /// Until when the lock is known to be ours: an extension that is not granted by then fails, and until then masters
-    /// that have forgotten the lock are told again.
+    /// Until when the lock is known to be ours: an extension that is not granted by then fails. Where it is not known,
+    /// masters that have lost the lock do not get it again.
     pub valid_until: Option<Instant>,
 }
 
@@ -58,18 +58,6 @@ pub struct Extended {
 /// Sets a TTL and never a key, so it cannot revive a lock that has expired or that somebody else holds. Source: "Making
 /// the algorithm more reliable: Extending the lock" in the Redis documentation.
 pub async fn extend(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
-    let mut extended = ask_quorum(masters, request).await?;
-    retake(masters, request, &extended).await;
-    if !planted::is(Bug::StaleExtension) {
-        // That took its time.
-        let left = extended.expires_at.since(masters.handle().now());
-        extended.validity_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    }
-    if extended.validity_ms > 0 { Ok(extended) } else { Err(extended.answers) }
-}
-
-/// The same, but masters that have lost the lock are not given it again.
-pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended, Vec<Answer>> {
     masters.iter().for_each(|master| master.note_ttl(request.ttl_ms));
     let start = masters.handle().now();
     let expires_at = quorum::expires_at(start, request.ttl_ms, request.drift_ms);
@@ -87,8 +75,8 @@ pub async fn ask_quorum(masters: &Masters, request: &Request) -> Result<Extended
     if poll.tally.verdict() == Verdict::Granted && is_in_time {
         masters.finish(start, poll.take_all()).await;
     }
-    let (verdict, answers) = poll.close(masters, request.drift_ms);
-    let verdict = if is_in_time { verdict } else { Verdict::Denied };
+    let verdict = if is_in_time { poll.tally.verdict() } else { Verdict::Denied };
+    let answers = poll.close(masters, verdict, request.drift_ms);
     let validity = quorum::validity_ms(request.ttl_ms, masters.handle().now().since(start), request.drift_ms);
     let (Verdict::Granted, Some(validity_ms)) = (verdict, validity) else { return Err(answers) };
     claim.extend_until(expires_at);
@@ -195,33 +183,38 @@ impl Poll {
         lost > self.answers.len().saturating_sub(self.quorum)
     }
 
-    /// The caller does not wait for the rest of the answers. Masters that turn out to have lost an extended lock get it
-    /// again; those that have not answered are looked at where nothing else would read their answers.
-    fn close(self, masters: &Masters, drift_ms: u64) -> (Verdict, Vec<Answer>) {
-        let (verdict, claim, drift) = (self.tally.verdict(), self.claim, Duration::from_millis(drift_ms));
+    /// The caller does not wait for more. Masters that turn out to have lost an extended lock get it again; those that
+    /// have not answered are looked at where nothing else would read their answers.
+    fn close(self, masters: &Masters, verdict: Verdict, drift_ms: u64) -> Vec<Answer> {
+        let (claim, drift) = (self.claim, Duration::from_millis(drift_ms));
         // What may have run out before is given to no master, and kept where it is all the same.
         let what = if self.knows_deadline { What::Lock(None) } else { What::Extension };
         let debt = move |claim: &Arc<Claim>, master, is_sent| {
             claim.note_doubtful(master);
             Some(Debt { claim: Arc::clone(claim), master, what, is_sent, until: claim.until()?, drift })
         };
-        if verdict == Verdict::Granted && !masters.handle().is_woken_by_others() {
-            let is_silent = |answer: &Answer| answer.as_ref().is_err_and(|error| *error != Error::Withdrawn);
-            let silent = self.answers.iter().enumerate().filter(|(_, answer)| is_silent(answer));
-            masters.owe(silent.filter_map(|(master, _)| debt(&claim, master, true)).collect());
+        let lost = move |claim: &Arc<Claim>, master| {
+            claim.lost_at(master);
+            debt(claim, master, false)
+        };
+        if verdict == Verdict::Granted {
+            let reads_silent = !masters.handle().is_woken_by_others();
+            let owed = self.answers.iter().enumerate().filter_map(|(master, answer)| match answer {
+                Ok(Extension::Absent) => lost(&claim, master),
+                Err(error) if reads_silent && *error != Error::Withdrawn => debt(&claim, master, true),
+                _ => None,
+            });
+            masters.owe(owed.collect());
         }
         masters.hear_out(&Arc::clone(&claim), self.asked, move |master, answer| match answer {
-            Ok(Extension::Absent) if verdict == Verdict::Granted => {
-                claim.lost_at(master);
-                debt(&claim, master, false)
-            }
+            Ok(Extension::Absent) if verdict == Verdict::Granted => lost(&claim, master),
             Ok(Extension::Extended) if claim.decide(master, Decision::Counted) => {
                 claim.note_at(master);
                 None
             }
             _ => None,
         });
-        (verdict, masters.explained(verdict, self.answers))
+        masters.explained(verdict, self.answers)
     }
 }
 
@@ -252,26 +245,4 @@ async fn ask_for(
         compare_and(link, way, wanted, |way| way.extend(resource, key, ttl_ms), script::is_extension).await
     };
     script::extension(master.call(resource, exchange, wanted).await?.value, key)
-}
-
-/// Give the lock again to masters that have lost it, by a restart or by a `SET` that never came. Their answers are
-/// waited for, so that no such `SET` can come after a release; and a lock that may have run out is given to no master.
-pub async fn retake(masters: &Masters, request: &Request, extended: &Extended) {
-    let until = request.valid_until.map(|until| until.min(extended.expires_at));
-    let is_forgetful = |index: &usize| extended.answers[*index] == Ok(Extension::Absent);
-    join_all(
-        (0..masters.len()).filter(is_forgetful).map(|index| give(index, masters, request, &extended.claim, until)),
-    )
-    .await;
-}
-
-async fn give(index: usize, masters: &Masters, request: &Request, claim: &Arc<Claim>, until: Option<Instant>) {
-    let master = &masters[index];
-    claim.lost_at(index);
-    let is_valid = || planted::is(Bug::LateRetake) || until.is_some_and(|until| masters.handle().now() < until);
-    let taking = || Taking { claim: Arc::clone(claim), master: index };
-    let give =
-        |resource| master.call_to_take(resource, move |link| take(link, resource, taking(), request.ttl_ms), is_valid);
-    // A refusal costs nothing: the quorum is there without it.
-    _ = of_each(&claim.resources, give).await;
 }

@@ -178,18 +178,14 @@ impl SharedLease {
             quorum: self.quorum,
             valid_until: Some(until),
         };
-        let extended = extend::ask_quorum(masters, &request).await;
+        let extended = extend::extend(masters, &request).await;
         let now = masters.handle().now();
         self.listener.asked(extended.is_ok(), now.since(start));
-        let answers = match &extended {
+        let answers = match extended {
             Ok(extended) => Ok(extended.expires_at),
-            Err(answers) => Err(extend::why_not(answers, self.quorum)),
+            Err(answers) => Err(extend::why_not(&answers, self.quorum)),
         };
-        let result = self.extension_ended(now, ttl, answers);
-        if let (Ok(()), Ok(extended)) = (result, extended) {
-            extend::retake(masters, &request, &extended).await;
-        }
-        result
+        self.extension_ended(now, ttl, answers)
     }
 
     /// An extension has ended: with the moment until which it can be relied on now, or why the masters did not extend it.
