@@ -24,6 +24,8 @@ import pytest
 import redis
 
 from redlock import Lock, MultipleRedlockException, Redlock
+from redlock._failures import log_failures
+from redlock._redlock import Vote
 from support.locks import PROMPT, TTL, held, manager, nothing_left
 from support.scripted import NIL
 from support.servers import wait_until
@@ -366,6 +368,16 @@ def test_a_release_that_fails_is_logged_once_until_it_works_again(masters, manag
 def _released_everywhere(dlm):
     dlm.unlock(dlm.lock("r", TTL))
     return not dlm.stats().masters[0].failure and not dlm._count().failing_releases
+
+
+@pytest.mark.parametrize(
+    "said, logged", [(Vote.RELEASED, 2), (Vote.ABSENT, 2), (Vote.NOT_ASKED, 1), (Vote.NOT_AWAITED, 1)], ids=str
+)
+def test_only_an_answer_to_a_release_ends_its_failure(said, logged, caplog):
+    failing = set()
+    for vote in (Vote.failure("no answer"), said, Vote.failure("no answer")):
+        log_failures(failing, ["r"], ["a:6379/0"], [vote])
+    assert len(caplog.records) == logged
 
 
 def test_unlock_of_a_value_of_another_type_is_logged(masters, manage, caplog):

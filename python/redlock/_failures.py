@@ -27,7 +27,7 @@ def log_failures(
     for name, outcome in zip(names, said, strict=False):
         if outcome.is_failure:
             log_failure(failing, name, (resources, name, str(outcome)))
-        elif outcome != Vote.NOT_AWAITED:
+        elif outcome in (Vote.RELEASED, Vote.ABSENT):  # else it was not sent, or its answer not awaited
             failing.discard(name)
 
 
