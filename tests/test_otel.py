@@ -8,13 +8,13 @@ import weakref
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from redlock import LockContended, QuorumUnavailable, otel
 from support import loops
-from support.locks import TTL, amanager, manager, warm
+from support.locks import TTL, amanager, manager, nothing_left, warm
 
 
 class Collected:
@@ -118,3 +118,47 @@ def test_an_asyncio_manager_is_watched_as_well(servers):
     loops.run(main())
     outcomes = [(s.attributes["redlock.outcome"], s.attributes["redlock.attempts"]) for s in collected.spans()]
     assert outcomes == [("acquired", 1), ("contended", 1)]
+
+
+# -- a processor that raises -------------------------------------------------------------------------------------------
+
+
+class Raising(SpanProcessor):
+    """As a slow exporter that is interrupted by Ctrl-C."""
+
+    def __init__(self, moment):
+        setattr(self, moment, self.fail)
+
+    def fail(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+def raise_in(moment, dlm):
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(Raising(moment))
+    otel.instrument(dlm, tracers, MeterProvider(shutdown_on_exit=False))
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+@pytest.mark.parametrize("auto_extend", [False, True])
+def test_an_exception_of_a_processor_leaves_nothing_held(servers, dlm, moment, auto_extend):
+    raise_in(moment, dlm)
+    with pytest.raises(KeyboardInterrupt):
+        dlm.acquire("r", TTL, auto_extend=auto_extend)
+    nothing_left(servers)
+    assert dlm.stats().held == 0
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+@pytest.mark.parametrize("auto_extend", [False, True])
+def test_an_exception_of_a_processor_leaves_nothing_held_by_a_task(servers, moment, auto_extend):
+    adlm = amanager(servers)
+    raise_in(moment, adlm)
+
+    async def main():
+        with pytest.raises(KeyboardInterrupt):
+            await adlm.acquire("r", TTL, auto_extend=auto_extend)
+        assert adlm.stats().held == 0
+
+    loops.run(main())
+    nothing_left(servers)

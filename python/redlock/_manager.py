@@ -293,8 +293,16 @@ class Redlock:
 
         if self._watch is None:
             return hold(None)
-        with self._watch(resource, ttl) as tried:
-            return hold(tried)
+        leases: list[Lease] = []
+        try:
+            with self._watch(resource, ttl) as tried:
+                leases.append(hold(tried))
+            return leases[0]
+        except BaseException:
+            # Raised at the end of the span: the caller gets no lease to release.
+            for lease in leases:
+                lease.release()
+            raise
 
     def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
         """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.

@@ -279,8 +279,16 @@ class AsyncRedlock:
 
     async def _acquire(self, resource: Resource, ttl: int, pace: Pace, keeping: Keeping) -> AsyncLease:
         operations = AsyncOperations(self, listed(resource))
-        with self._watch(resource, ttl) if self._watch else nullcontext() as operations.tried:
-            return await _async_leasing.acquire(operations, resource, ttl, pace, keeping)
+        leases: list[AsyncLease] = []
+        try:
+            with self._watch(resource, ttl) if self._watch else nullcontext() as operations.tried:
+                leases.append(await _async_leasing.acquire(operations, resource, ttl, pace, keeping))
+            return leases[0]
+        except BaseException:
+            # Raised at the end of the span: the caller gets no lease to release.
+            for lease in leases:
+                await lease.release()
+            raise
 
     async def extend(self, lock: SupportsUnlock, ttl: int) -> Lock | Literal[False]:
         """Set the time to live of a lock anew, from now. Never revives one that has expired or was taken over.
