@@ -206,6 +206,33 @@ def test_contention_is_not_taken_for_an_outage_when_the_time_is_up_in_mid_round(
     assert refusal(dlm, timeout=timeout, retry_delay=0.001).reason == "timeout"
 
 
+class OwnKeys(Redlock):
+    """A manager whose keys are the caller's own: the engine is asked for one try after another."""
+
+    def get_unique_id(self):
+        return super().get_unique_id()
+
+
+def test_a_timeout_ends_a_try_with_the_callers_own_key(servers):
+    dlm = OwnKeys([f"{server.url}?socket_timeout=60" for server in servers])
+    warm(dlm, servers)
+    for server in servers:
+        server.freeze()
+    begin = now()
+    assert refusal(dlm, timeout=0.1).reason == "unavailable"
+    assert now() - begin < PROMPT
+
+
+def test_a_try_with_the_callers_own_key_that_is_cut_short_tells_of_no_outage(servers, through):
+    proxies = [through(server) for server in servers]
+    dlm = OwnKeys([proxy.url for proxy in proxies])
+    warm(dlm, servers)
+    occupy(servers)
+    for proxy in proxies:
+        proxy.delay = 0.05
+    assert refusal(dlm, timeout=1, retry_delay=0.001).reason == "timeout"
+
+
 def test_tries_can_be_counted_instead(servers, dlm):
     occupy(servers)
     error = refusal(dlm, retry_count=2, retry_delay=0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from redlock._arguments import encode
-from redlock._redlock import UNLOCK_SCRIPT, Operation, Vote, finish
+from redlock._redlock import UNLOCK_SCRIPT, Operation, Vote, finish, now
 
 TYPE_CHECKING = False  # as in `_manager`, which imports this
 if TYPE_CHECKING:
@@ -63,14 +63,18 @@ class EngineBackend:
         from redlock._objects import attempts  # noqa: PLC0415
 
         said: list[Vote] = []
+        end = None if timeout is None else now() + timeout
         for _ in attempts(tries, delay, timeout):
             self.own_key = self.new_key()
             sent = encode("key", self.own_key)
+            left = None if end is None else max(0.0, end - now())
             outcome = self._run(
-                Operation.acquire(names, ttl, self.quorum, drift, 1, 0.0, None, self._script, sent, fencing)
+                Operation.acquire(names, ttl, self.quorum, drift, 1, 0.0, left, self._script, sent, fencing)
             )
             if not isinstance(outcome, list):
                 return outcome
+            if said and end is not None and now() >= end:
+                break  # cut short, it tells less than the one before it
             said = outcome
         return said
 
