@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
 import sys
@@ -723,6 +724,24 @@ def test_a_synchronized_function_holds_a_lease_while_it_runs(servers, adlm, loop
     nothing_left(servers)
     with pytest.raises(TypeError, match=r"Redlock\.synchronized"):
         adlm.synchronized("r", TTL)(lambda: None)
+
+
+def test_a_synchronized_function_may_be_decorated_or_an_object(servers, adlm, loop):
+    async def job():
+        return await adlm.locked("r")
+
+    class Job:
+        async def __call__(self):
+            return await job()
+
+    decorated = functools.wraps(job)(lambda: job())  # noqa: PLW0108 - no async function itself
+
+    async def main():
+        for each in (decorated, Job(), functools.partial(job)):
+            assert await adlm.synchronized("r", TTL)(each)()
+
+    run(main(), loop)
+    nothing_left(servers)
 
 
 def test_what_happens_is_counted(servers, adlm, loop):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import gc
 import os
 import pickle
@@ -742,8 +744,22 @@ def test_functions_that_run_after_their_call_are_refused(dlm):
         yield
 
     for function, hint in ((asynchronous, "AsyncRedlock"), (coroutine, "AsyncRedlock"), (generator, "in its body")):
-        with pytest.raises(TypeError, match=hint):
-            dlm.synchronized("r", TTL)(function)
+        called = type("Called", (), {"__call__": function})()
+        for each in (function, functools.partial(function), called):
+            with pytest.raises(TypeError, match=hint):
+                dlm.synchronized("r", TTL)(each)
+
+
+def test_a_coroutine_that_a_call_returns_is_refused(servers, dlm):
+    async def coroutine():
+        pass
+
+    hidden = functools.wraps(coroutine)(lambda: coroutine())  # noqa: PLW0108 - no async function itself
+    with pytest.raises(TypeError, match="AsyncRedlock"):
+        dlm.synchronized("r", TTL)(hidden)()
+    nothing_left(servers)
+    run_through = functools.wraps(coroutine)(lambda: asyncio.run(coroutine()))
+    assert dlm.synchronized("r", TTL)(run_through)() is None
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------

@@ -177,7 +177,9 @@ def synchronized(
     """:meth:`AsyncRedlock.synchronized`; ``terms`` are the other arguments of :meth:`AsyncRedlock.acquire`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        if not inspect.iscoroutinefunction(function):
+        # As it was before it was decorated: what that returns is awaited as well.
+        called = inspect.unwrap(function)
+        if not inspect.iscoroutinefunction(called) and not inspect.iscoroutinefunction(type(called).__call__):
             message = f"{function!r} is no async function: use Redlock.synchronized for one that runs when it is called"
             raise TypeError(message)
 

@@ -201,7 +201,9 @@ def synchronized(
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with manager.acquire(name(*args, **kwargs) if callable(name) else name, ttl, **terms):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                refuse_coroutine(result, function)
+                return result
 
         return wrapper
 
@@ -214,9 +216,22 @@ def refuse_suspending(function: Callable[..., Any], manager: str) -> None:
     Raises:
         TypeError: it is a coroutine function, or a generator function.
     """
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        message = f"{function!r} is async: use AsyncRedlock.synchronized, {manager} would block the event loop"
-        raise TypeError(message)
-    if inspect.isgeneratorfunction(function):
-        message = f"{function!r} is a generator: it would run after the release; acquire in its body"
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            message = f"{function!r} is async: use AsyncRedlock.synchronized, {manager} would block the event loop"
+            raise TypeError(message)
+        if inspect.isgeneratorfunction(called):
+            message = f"{function!r} is a generator: it would run after the release; acquire in its body"
+            raise TypeError(message)
+
+
+def refuse_coroutine(result: object, function: Callable[..., Any]) -> None:
+    """Refuse the same by what a call has returned: a decorator may hide that a function is async.
+
+    Raises:
+        TypeError: it is a coroutine.
+    """
+    if inspect.iscoroutine(result):
+        result.close()  # it would warn that it was never awaited
+        message = f"{function!r} returned a coroutine, which would run after the release: use AsyncRedlock.synchronized"
         raise TypeError(message)

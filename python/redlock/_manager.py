@@ -379,7 +379,8 @@ class Redlock:
 
         Raises:
             TypeError: when it decorates: an async function (``AsyncRedlock`` has the same for those) or a generator
-                function; both would run after the release.
+                function; when it is called: the function has returned a coroutine. All of them would run after the
+                release.
         """
         from redlock import _leasing  # noqa: PLC0415
 

@@ -361,7 +361,8 @@ class AsyncRedlock:
             on_lost: see there.
 
         Raises:
-            TypeError: when it decorates: not an async function; ``Redlock`` has the same for others.
+            TypeError: when it decorates: not an async function, by ``functools.wraps`` or its ``__call__`` either;
+                ``Redlock`` has the same for others.
         """
         keeping = {"auto_extend": auto_extend, "max_hold": max_hold, "on_lost": on_lost}
         pace = {"timeout": timeout, "retry_count": retry_count, "retry_delay": retry_delay}
