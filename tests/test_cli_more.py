@@ -60,19 +60,44 @@ def test_a_ttl_that_leaves_no_validity_is_a_usage_error(run, words, ttl):
     assert f": {ttl}: expected at least 3ms" in err
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
-def test_a_key_that_cannot_be_written_gives_the_lock_back(masters, words):
-    servers = masters(1)
+def redirected(redirection, *words):
+    """The command with redirections as a shell makes them: exit code, standard output, standard error."""
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" > /dev/full', "sh", *WORDS, *words, *urls(servers), "lock", "r", TTL],
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *WORDS, *words],
         capture_output=True,
         text=True,
         env=environment(),
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, "error: cannot write to standard output: No space left on device\n")
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("target, why", [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")])
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_key_that_cannot_be_written_gives_the_lock_back(masters, words, target, why):
+    servers = masters(1)
+    said = redirected(f">{target}", *words, *urls(servers), "lock", "r", TTL)
+    assert said == (1, "", f"error: cannot write to standard output: {why}\n")
     nothing_left(servers)
+
+
+def test_what_is_said_to_a_closed_stderr_goes_nowhere(masters):
+    servers = masters(1)
+    code, key, _ = redirected("2>&-", *urls(servers), "lock", "r", TTL)
+    assert (code, held(servers)) == (0, [key.strip().encode()])
+    assert redirected("2>&-", *urls(servers), "lock", "r", TTL, "--retry-count=0") == (1, "", "")
+    assert redirected("2>&-", *urls(servers), "unlock", "r", "wrong") == (1, "", "")
+
+
+def test_a_closed_stream_is_not_the_number_of_a_socket(masters):
+    script = "readlink /proc/$PPID/fd/0 /proc/$PPID/fd/2"
+    words = [*urls(masters(3)), "run", "r", "--", "sh", "-c", script]
+    assert redirected("<&- 2>&-", *words) == (0, "/dev/null\n/dev/null\n", "")
+
+
+def test_urls_from_a_closed_stdin_are_a_usage_error():
+    assert redirected("<&-", "--urls-file=-", "lock", "r", TTL) == (2, "", "error: --urls-file: no URL in -\n")
 
 
 @pytest.mark.parametrize(

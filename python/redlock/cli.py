@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always, with the exit code.
     """
+    _open_closed_streams()
     # What the library logs is in the messages here; without this, Python would print it to stderr once more.
     logging.getLogger("redlock").addHandler(logging.NullHandler())
     parser = _parser.build()
@@ -52,6 +53,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - with --json, there is no other place for it
         code = NOT_DONE
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Have all three streams: the number of a closed one would be that of the next socket or file.
+
+    A closed standard output still takes nothing: what cannot be printed is a failure, as on a full disk.
+    """
+    for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, errors="backslashreplace"))
 
 
 def _drop_output() -> None:
