@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
+import subprocess
 import time
 
 import pytest
 
 import redlock
 from redlock.cli import main
-from support.command import command, redlock_, urls
+from support.command import WORDS, Command, command, environment, redlock_, urls
 from support.locks import PROMPT, held, nothing_left
 from support.scripted import NIL
 from support.servers import wait_until
@@ -164,6 +167,53 @@ def test_ctrl_c_while_waiting_is_130(scripted):
         assert waiting.communicate(timeout=60) == ("", "")
     assert waiting.returncode == 130
     assert time.monotonic() - start < PROMPT
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_waiting_leaves_no_key(masters, number):
+    servers = masters(3)
+    for server in servers[:2]:
+        server.freeze()
+    with command(*urls(servers), "lock", "r", "60s", "--retry-count=-1", "--retry-delay=10") as waiting:
+        wait_until(lambda: servers[2].get("r"))
+        waiting.send_signal(number)
+        assert waiting.communicate(timeout=60) == ("", "")
+    assert waiting.returncode == -number
+    for server in servers[:2]:
+        server.thaw()
+    nothing_left(servers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_key_is_read_gives_the_lock_back(masters, number):
+    servers = masters(3)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))  # until it is full
+    os.set_blocking(writer, True)
+    with Command([*WORDS, *urls(servers), "lock", "r", "60s"], env=environment(), stdout=writer) as process:
+        wait_until(lambda: held(servers).count(None) <= 1)
+        time.sleep(0.2)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == -number
+    nothing_left(servers)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_signal_that_is_ignored_ends_no_wait(masters):
+    servers = masters(1)
+    _, out, _ = redlock_(*urls(servers), "lock", "r", "60s")
+    words = [*WORDS, *urls(servers), "lock", "r", "60s", "--retry-count=-1", "--retry-delay=10"]
+    with Command(["nohup", *words], env=environment(), stdout=subprocess.PIPE, text=True) as waiting:
+        wait_until(servers[0].connections)
+        time.sleep(0.2)
+        waiting.send_signal(signal.SIGHUP)
+        redlock_(*urls(servers), "unlock", "r", out.strip())
+        key, _ = waiting.communicate(timeout=60)
+    assert (waiting.returncode, held(servers)) == (0, [key.strip().encode()])
 
 
 @pytest.mark.parametrize(

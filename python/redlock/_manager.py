@@ -190,7 +190,11 @@ class Redlock:
 
         pace = _terms.Pace.of(self, timeout, retry_count, retry_delay, fencing=False)
         operations = _leasing.Operations(self, (resource,))
-        return _attempts.to_lock(operations, resource, operations.acquire(operations.checked(ttl), pace))
+        try:
+            return _attempts.to_lock(operations, resource, operations.acquire(operations.checked(ttl), pace))
+        except BaseException:  # out of a signal handler, after the grant
+            operations.undo()
+            raise
 
     def try_unlock(self, lock: SupportsUnlock) -> Attempt:
         """As :meth:`unlock`, and tells what each master said.

@@ -8,6 +8,7 @@ from redlock import Lock
 from redlock._cli import masters
 from redlock._cli.durations import shown
 from redlock._cli.output import DONE, NO_MAJORITY, NOT_DONE, OUTAGE, Output, is_colourful, painted, table, votes
+from redlock._cli.process import ended_late
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +23,18 @@ def lock(options: argparse.Namespace) -> int:
     out = Output(options)
     tries = math.inf if options.retry_count < 0 else options.retry_count + 1
     manager = masters.for_one_call(masters.manager(options, retry_delay=options.retry_delay / 1000))
-    attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
-    if attempt.lock:
-        key = attempt.lock.key.decode()
+    with ended_late():
+        attempt = None
         try:
-            out.result({"name": options.name, "key": key, "validity_ms": attempt.lock.validity}, key)
+            attempt = manager.try_lock(options.name, options.validity, timeout=None, retry_count=tries)
+            if attempt.lock:
+                key = attempt.lock.key.decode()
+                out.result({"name": options.name, "key": key, "validity_ms": attempt.lock.validity}, key)
         except BaseException:  # without its key, the lock is of no use to the caller
-            manager.unlock(attempt.lock)
+            if attempt and attempt.lock:
+                manager.unlock(attempt.lock)
             raise
+    if attempt:
         out.say("ok")
         return DONE
     if attempt.reason == "unavailable":

@@ -9,7 +9,7 @@ import signal
 import time
 from math import inf
 
-from redlock._redlock import now
+from redlock._redlock import finish, now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +82,36 @@ class Signals:
             return [number for number in os.read(self._reader, 512) if number]
         except BlockingIOError:
             return []
+
+
+@contextlib.contextmanager
+def ended_late() -> Iterator[None]:
+    """Have a signal that ends a program raise in here, and end this one afterwards; those that come later are nothing.
+
+    Raises:
+        SystemExit: with the exit code that shells give for the signal; out of here only as the first process of a
+            container, which does not die of signals.
+    """
+    came = 0
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = number
+            raise SystemExit(128 + number)
+
+    ending = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        ended, came = came, -1
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
+        if ended:
+            finish(0.1)  # for releases that are left to the driver, as at the interpreter's end
+            os.kill(os.getpid(), ended)
 
 
 class Terminal:
