@@ -216,6 +216,28 @@ def test_a_signal_ends_the_wait(masters, number):
     assert set(held(servers)) <= {key.strip().encode(), None}
 
 
+GROUP = "import os, sys; os.setpgid(0, 0); os.execv(sys.argv[1], sys.argv[1:])"  # as a shell with job control
+
+
+def test_a_stop_while_it_waits_stops_it_at_once_and_not_the_command(masters):
+    servers = masters(3)
+    _, key, _ = redlock_(*urls(servers), "lock", "r", "60s")
+    with Run(servers, "echo $$; read line", "--wait=forever", prefix=(sys.executable, "-c", GROUP)) as run:
+        wait_until(servers[0].connections)
+        time.sleep(0.2)
+        run.send(signal.SIGTSTP)
+        wait_until(lambda: state(run.process.pid) == "T")
+        run.send(signal.SIGCONT)
+        wait_until(lambda: state(run.process.pid) != "T")
+        redlock_(*urls(servers), "unlock", "r", key.strip())
+        pid = int(run.hear())
+        time.sleep(0.2)
+        assert "T" not in (state(run.process.pid), state(pid))
+        run.say()
+        assert run.finish() == (0, "", "")
+    nothing_left(servers)
+
+
 # -- when it loses the lock --------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What ends a program unless it has other plans; passed on to the command, or ends the wait for the lock.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_OTHERS = (signal.SIGCHLD, signal.SIGTSTP, signal.SIGWINCH)
+_OTHERS = (signal.SIGCHLD, signal.SIGWINCH)
 # What Python, and this module, ignore: a program expects the defaults.
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTOU)
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -45,21 +45,24 @@ class Signals:
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (*_ENDING, *_OTHERS):
-            # nohup, and shells without job control, have children ignore what is not for them.
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._noticed)
+            self._notice(number)
         return self
 
     def __exit__(self, *error: object) -> None:
         # The handlers stay: what comes now comes too late to matter, and must not change the exit code.
         signal.set_wakeup_fd(-1)
 
+    def _notice(self, number: int) -> None:
+        # nohup, and shells without job control, have children ignore what is not for them.
+        if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, self._noticed)
+
     def _noticed(self, number: int, _frame: FrameType | None) -> None:
         if self._raising and number in _ENDING:
             raise SystemExit(128 + number)
 
     def interrupting(self, work: Callable[[], T]) -> T:
-        """Do something that a signal may end.
+        """Do something that a signal may end, or stop: until there is a command, SIGTSTP stops us as any program.
 
         Raises:
             SystemExit: with the exit code that shells give for the signal.
@@ -69,6 +72,7 @@ class Signals:
             return work()
         finally:
             self._raising = False
+            self._notice(signal.SIGTSTP)
 
     def wake(self) -> None:
         """End a wait early; from any thread."""
