@@ -276,6 +276,12 @@ def test_a_redis_module_put_into_ours_is_what_is_used():
     assert redlock.redis is redis
 
 
+@pytest.mark.parametrize("name", ["time", "random", "string", "logging", "RedisError", "cli.lock", "cli.unlock"])
+def test_a_patch_that_would_change_nothing_is_an_error(name):
+    with pytest.raises(AttributeError, match="does not have the attribute"), mock.patch(f"redlock.{name}"):
+        pass
+
+
 PATCHED = [
     (redis.Redis, "execute_command"),
     (redis.commands.core.CoreCommands, "set"),
