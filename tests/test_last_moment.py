@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import sys
 import time
 
 import pytest
+import redis
 
-from redlock import CannotObtainLock
+from redlock import CannotObtainLock, LockLost, Redlock
 from redlock._loop import _Call
-from support.locks import TTL, amanager, awarm, manager, nothing_left, warm
+from support.locks import PROMPT, TTL, amanager, awarm, manager, nothing_left, warm
 
 pytestmark = pytest.mark.once
 
 DRIFT = TTL // 100 + 2
 NAP = 0.4  # seconds
 SHORT = 300  # ms: a nap is more
+LONG = 1000  # ms: short enough to wait for its end, long enough for a stall of the machine
 
 
 class Slow(logging.Handler):
@@ -41,6 +44,22 @@ class Ending(logging.Handler):
     def emit(self, _record):
         if self._end:
             raise self._end.pop()
+
+
+class Failing(logging.Handler):
+    """Raises this for each record that has this text."""
+
+    def __init__(self, error, text=""):
+        super().__init__()
+        self._error, self._text = error, text
+
+    def emit(self, record):
+        if self._text in record.getMessage():
+            raise self._error
+
+
+class Own(redis.Redis):
+    """A subclass may do anything, so it is called."""
 
 
 @pytest.fixture
@@ -190,3 +209,56 @@ def test_a_handler_that_fails_costs_nobody_a_lock(degraded, handler, monkeypatch
     handler(Ending(OSError("no space left")))
     assert manager(degraded).lock("r", TTL)
     assert said == ["no space left"]
+
+
+# -- a handler that fails when a lease is lost -------------------------------------------------------------------------
+
+
+def take_over(servers, name):
+    for server in servers:
+        server.admin.set(name, "another", px=TTL)
+
+
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+@pytest.mark.parametrize("is_own", [False, True], ids=["engine", "own clients"])
+def test_it_keeps_no_holder_from_being_told(masters, handler, is_own, error):
+    """The thread that tells goes on: it tells of later losses, and renews the leases of clients that are called."""
+    servers, told = masters(3), queue.SimpleQueue()
+    clients = [Own(host=server.host, port=server.port) for server in servers]
+    dlm = Redlock(clients) if is_own else manager(servers)
+    warm(dlm, servers)
+    handler(Failing(error))
+    with dlm.acquire("kept", LONG, auto_extend=True) as kept:
+        leases = [dlm.acquire(name, LONG, auto_extend=True, on_lost=told.put) for name in ("first", "second")]
+        for lease in leases:
+            take_over(servers, lease.resource)
+            assert told.get(timeout=PROMPT) is lease
+        time.sleep(2 * LONG / 1000)
+        kept.ensure()
+    for client in clients:
+        client.close()
+
+
+def test_it_keeps_no_block_from_being_cancelled(masters, handler):
+    servers, told = masters(3), []
+
+    async def main():
+        with pytest.raises(LockLost):
+            async with amanager(servers).acquire("r", LONG, auto_extend=True, on_lost=told.append) as lease:
+                take_over(servers, "r")
+                await asyncio.sleep(PROMPT)
+                pytest.fail("it was not cancelled")
+        assert told == [lease]
+
+    handler(Failing(OSError, "is lost"))
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_it_raises_reaches_who_extends(masters, handler, end):
+    servers = masters(3)
+    lease = manager(servers).acquire("r", TTL)
+    take_over(servers, "r")
+    handler(Failing(end, "is lost"))
+    with pytest.raises(end):
+        lease.extend()

@@ -250,10 +250,8 @@ class AsyncLease(LeaseBase):
         elif reason is None and self._body:
             self._set_alarm()
 
-    def _tell_loss(self) -> None:
-        """Tell the holder, if it is lost and was not told yet; do not cancel tasks that are told anyway."""
-        if not self._note_loss():
-            return
+    def _tell_holder(self) -> None:
+        """Cancel the block as well, unless its task is told anyway."""
         self._set_over()
         if self._body and self._body.task not in self._asking:
             self._body.cancel()

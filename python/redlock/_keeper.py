@@ -7,6 +7,7 @@ that the keeper takes, too.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import itertools
 import threading
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ class Keeper:
             try:
                 self._dropped.pop()()
             except BaseException:  # noqa: BLE001 - there are other leases
-                logger.exception("Error releasing what nothing refers to any more")
+                _log_error("Error releasing what nothing refers to any more")
         news = self._events.wait(LONGEST_WAIT)
         # To tell a holder in time goes before everything else.
         for number, what, ttl in sorted(news, key=lambda each: each[1] != "lost"):
@@ -111,8 +112,14 @@ class Keeper:
                 try:
                     lease._on_event(what, ttl)  # noqa: SLF001 - its other half
                 except BaseException:  # noqa: BLE001 - there are other leases
-                    logger.exception("Error keeping %r", lease)
+                    _log_error("Error keeping %r", lease)
             del lease  # or the next wait would keep it alive
+
+
+def _log_error(text: str, *args: object) -> None:
+    """Log what was just raised. What a log handler raises must not end the thread: there are other leases."""
+    with contextlib.suppress(BaseException):
+        logger.exception(text, *args)
 
 
 def start_thread(target: Callable[[], object], name: str) -> None:

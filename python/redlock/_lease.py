@@ -189,18 +189,18 @@ class LeaseBase:
         if not in_time:
             logger.warning("%r was released too late: its validity was over, or the masters no longer had it", self)
 
-    def _note_loss(self) -> bool:
-        """Count a loss, and say so.
-
-        Returns:
-            Whether the holder is to be told: once.
-        """
+    def _tell_loss(self) -> None:
+        """Count it, tell the holder and log it, if it is lost and that was not done yet."""
         if not self._state.is_told or not self._is_first("told"):
-            return False
+            return
         self._end()
         self._operations.counters.ended(lost=True)
-        logger.warning("%r is lost", self)
-        return True
+        self._tell_holder()
+        logger.warning("%r is lost", self)  # last: a log handler may raise
+
+    def _tell_holder(self) -> None:
+        """Wake those who wait for the loss, and have ``on_lost`` called."""
+        raise NotImplementedError
 
     def _on_event(self, what: str, ttl: int) -> None:
         """Do what the engine asks for: in the thread of the keeper."""
@@ -389,10 +389,7 @@ class Lease(LeaseBase):
             self._operations.write_log()
         self._tell_loss()
 
-    def _tell_loss(self) -> None:
-        """Tell the holder, if it is lost and was not told yet."""
-        if not self._note_loss():
-            return
+    def _tell_holder(self) -> None:
         self._open_latch()
         if self._on_lost:
             try:
