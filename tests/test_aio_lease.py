@@ -22,7 +22,7 @@ from redlock import (
     QuorumUnavailable,
 )
 from redlock._redlock import now
-from support.locks import TTL, amanager, awarm, held, manager, nothing_left
+from support.locks import PROMPT, TTL, amanager, awarm, held, manager, nothing_left
 from support.loops import KINDS, Turns, new_loop, run
 from support.programs import Program
 from support.servers import wait_until
@@ -468,6 +468,80 @@ def test_a_body_that_finds_out_itself_is_not_cancelled_as_well(servers, adlm, lo
                     await asyncio.sleep(0.02)
                     raise
         assert caught.value.reason == "taken over"
+        flush(servers)
+
+    run(main(), loop)
+
+
+def test_a_body_whose_extension_was_cancelled_before_it_found_the_loss_is_cancelled(servers, through, loop):
+    proxies = [through(server) for server in servers]
+    adlm = amanager(proxies)
+
+    async def main():
+        await awarm(adlm, servers)
+        with pytest.raises(LockLost) as caught:
+            async with adlm.acquire("r", TTL) as lease:
+                occupy(servers)
+                for proxy in proxies:
+                    proxy.delay = 0.2
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(lease.extend(), 0.05)
+                await asyncio.sleep(PROMPT)
+                pytest.fail("it was not cancelled")
+        assert caught.value.reason == "taken over"
+        flush(servers)
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("is_told_first", [False, True])
+def test_so_is_one_that_is_told_while_its_extension_is_cancelled(servers, through, loop, is_told_first):
+    """The task has not gone on between the two."""
+    proxies = [through(server) for server in servers]
+    adlm = amanager(proxies)
+
+    async def main():
+        def strike():
+            for step in (lose, task.cancel) if is_told_first else (task.cancel, lose):
+                step()
+
+        def lose():
+            lease._state.lose("taken over")
+            lease._tell_loss()
+
+        task = asyncio.current_task()
+        await awarm(adlm, servers)
+        with pytest.raises(LockLost) as caught:
+            async with adlm.acquire("r", TTL) as lease:
+                for proxy in proxies:
+                    proxy.delay = 0.2
+                asyncio.get_running_loop().call_later(0.05, strike)
+                with pytest.raises(asyncio.CancelledError):
+                    await lease.extend()
+                if hasattr(task, "uncancel"):
+                    task.uncancel()  # as a timeout does that is over
+                await asyncio.sleep(PROMPT)
+                pytest.fail("it was not cancelled")
+        assert caught.value.reason == "taken over"
+
+    run(main(), loop)
+
+
+@pytest.mark.parametrize("auto_extend", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_body_of_a_lease_that_is_lost_already_is_cancelled_at_once(servers, adlm, loop, auto_extend, waits):
+    async def main():
+        lease = await adlm.acquire("r", TTL, auto_extend=auto_extend)
+        occupy(servers)
+        with pytest.raises(LockLost):
+            await lease.extend()
+        with pytest.raises(LockLost) as caught:
+            async with lease:
+                if waits:
+                    await asyncio.sleep(PROMPT)
+                    pytest.fail("it was not cancelled")
+        assert caught.value.reason == "taken over"
+        await asyncio.sleep(0.01)  # nothing is left of the cancellation
         flush(servers)
 
     run(main(), loop)

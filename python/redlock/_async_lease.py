@@ -80,9 +80,10 @@ class Body:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Cancel it."""
-        self._is_cancelled = True
-        self.task.cancel()
+        """Cancel it, once."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self.task.cancel()
 
     def is_ended_by_us(self, error: BaseException | None) -> bool:
         """Take the cancellation back, now that the block has ended with ``error``.
@@ -123,8 +124,9 @@ class AsyncLease(LeaseBase):
         self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
-        """Have the block cancelled when the lease is lost."""
+        """Have the block cancelled when the lease is lost; at once if it is lost already."""
         self._body = Body()
+        self._cancel_if_lost()
         if not self._state.is_kept:
             self._set_alarm()
         return self
@@ -174,12 +176,19 @@ class AsyncLease(LeaseBase):
         self._asking |= {asking}
         try:
             # In a task of its own: a caller that is cancelled does not wait for its end, but the release does.
-            reason = await asyncio.shield(self._start(self._operations.extend_lease(ttl)))
-            self._tell_loss()
+            reason = await asyncio.shield(self._start(self._extend(ttl)))
+        except asyncio.CancelledError:
+            self._cancel_if_lost()  # for it is not told by what is raised here
+            raise
         finally:
             self._asking -= {asking}
         if reason is not None:
             raise loss(self.resource, reason)
+
+    async def _extend(self, ttl: int) -> Reason | None:
+        reason = await self._operations.extend_lease(ttl)
+        self._tell_loss()
+        return reason
 
     async def release(self) -> None:
         """Give it back on every master; waits for an extension under way. Harmless when done twice.
@@ -251,12 +260,21 @@ class AsyncLease(LeaseBase):
             self._set_alarm()
 
     def _tell_holder(self) -> None:
-        """Cancel the block as well, unless its task is told anyway."""
         self._set_over()
-        if self._body and self._body.task not in self._asking:
-            self._body.cancel()
+        self._cancel_body()
         if self._on_lost:
             self._start(self._tell(self._on_lost))
+
+    def _cancel_body(self) -> None:
+        """Cancel the block, unless its task is told anyway."""
+        if self._body and self._body.task not in self._asking:
+            self._body.cancel()
+
+    def _cancel_if_lost(self) -> None:
+        """Have the block cancelled if it was not when its holder was told, in the task that runs it."""
+        if self._state.is_told:
+            # When the task waits: one that it does not get before the end of the block would end the release.
+            self._loop.call_soon(self._cancel_body)
 
     async def _tell(self, on_lost: Callable[[AsyncLease], object]) -> None:
         try:
