@@ -380,6 +380,32 @@ def test_a_block_that_is_left_while_the_keeper_extends_leaves_nothing(servers, t
     nothing_left(servers)
 
 
+@pytest.mark.parametrize("auto_extend", [True, False])
+def test_a_release_is_done_whichever_of_its_functions_begins_when_a_signal_handler_raises(servers, dlm, auto_extend):
+    """That is where the interpreter runs handlers. All functions but `release` itself, which has done nothing then."""
+
+    def strike(_frame, event, _argument):
+        nonlocal calls
+        calls += event == "call"
+        if calls == moment:
+            raise KeyError
+
+    before, moment, calls = sys.gettrace(), 1, 1
+    while calls >= moment:
+        moment, calls = moment + 1, 0
+        lease = dlm.acquire("r", TTL, auto_extend=auto_extend)
+        sys.settrace(strike)
+        try:
+            lease.release()
+        except KeyError:
+            pass
+        finally:
+            sys.settrace(before)
+        nothing_left(servers)
+        assert dlm.stats().held == 0
+    assert moment > 5
+
+
 def test_a_signal_handler_may_release_what_its_thread_waits_for(servers):
     """At any moment of the wait: the handler runs in its midst, in the same thread."""
     said = run(

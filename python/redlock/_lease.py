@@ -334,9 +334,9 @@ class Lease(LeaseBase):
         Never raises for a master's failure: those are logged. So is a lease that had already expired. An exception
         that a signal handler raises meanwhile does not keep it from being given back.
         """
-        if self._is_inherited():
-            return  # it is the parent's
         try:
+            if self._is_inherited():
+                return  # it is the parent's
             self._operations.release_lease()
             self._end_release()
         except BaseException:
