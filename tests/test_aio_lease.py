@@ -563,6 +563,21 @@ def test_the_event_is_set_by_the_clock_and_by_nothing_else(servers, adlm, loop):
     run(main(), loop)
 
 
+def test_a_wait_for_the_event_that_is_cancelled_when_it_ends_is_cancelled(servers, adlm, loop):
+    """Python 3.10's and 3.11's `asyncio.wait_for` would return what was waited for."""
+
+    async def main():
+        lease = await adlm.acquire("r", TTL)
+        waiting = asyncio.ensure_future(lease.lost.wait())
+        await asyncio.sleep(0.01)
+        await lease.release()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+
+    run(main(), loop)
+
+
 # -- keeping -----------------------------------------------------------------------------------------------------------
 
 

@@ -56,10 +56,9 @@ class AsyncLoss:
         """
         lease = self._lease
         while lease._why_not() is None:  # noqa: SLF001
-            lease._over = lease._over or asyncio.Event()  # noqa: SLF001
+            over = lease._over = lease._over or lease._loop.create_future()  # noqa: SLF001
             # An extension puts the end off: then the wait was too short, and is followed by another.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(lease._over.wait(), min(lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
+            await asyncio.wait((over,), timeout=min(lease._state.expires_at - now(), LONGEST_WAIT))  # noqa: SLF001
         return self.is_set()
 
 
@@ -106,7 +105,7 @@ class AsyncLease(LeaseBase):
 
     _operations: AsyncOperations
     _body: Body | None = None
-    _over: asyncio.Event | None = None
+    _over: asyncio.Future[None] | None = None
     _work: set[asyncio.Task[Any]] | None = None  # asyncio itself holds its tasks by weak references
     # Who wait for an extension, and will be told how it ended.
     _asking: frozenset[asyncio.Task[Any] | None] = frozenset()
@@ -242,8 +241,8 @@ class AsyncLease(LeaseBase):
         return task
 
     def _set_over(self) -> None:
-        if self._over:
-            self._over.set()
+        if self._over and not self._over.done():
+            self._over.set_result(None)
 
     def _set_alarm(self) -> None:
         """Have the loop look at it when its validity ends, for the block that it is held for."""
