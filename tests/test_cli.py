@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -214,6 +215,30 @@ def test_a_signal_that_is_ignored_ends_no_wait(masters):
         redlock_(*urls(servers), "unlock", "r", out.strip())
         key, _ = waiting.communicate(timeout=60)
     assert (waiting.returncode, held(servers)) == (0, [key.strip().encode()])
+
+
+def test_another_thread_may_call_it(masters):
+    """One that gets no signals, and may set no handlers."""
+    servers = masters(1)
+    code = f"""
+import sys, threading
+from redlock.cli import main
+
+def call():
+    try:
+        main(["--redis", {servers[0].url!r}, "lock", "r", "{TTL}"])
+    except SystemExit as end:
+        codes.append(end.code)
+
+codes = []
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+sys.exit(codes[0])
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, check=False, env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, held(servers)) == (0, [done.stdout.strip().encode()])
 
 
 @pytest.mark.parametrize(

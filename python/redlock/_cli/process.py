@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from math import inf
 
@@ -104,7 +105,9 @@ def ended_late() -> Iterator[None]:
             came = number
             raise SystemExit(128 + number)
 
-    ending = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    # Another thread can set no handlers, and gets no signals.
+    mine = _ENDING if threading.current_thread() is threading.main_thread() else ()
+    ending = [number for number in mine if signal.getsignal(number) == signal.SIG_DFL]
     for number in ending:
         signal.signal(number, end)
     try:
