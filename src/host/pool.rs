@@ -145,11 +145,12 @@ impl Sessions {
         self.owed.iter().any(|(one, worker)| one == key && *worker != thread::current().id())
     }
 
-    /// The session that was used longest ago, if that was too long ago.
+    /// The session that was used longest ago, if that was too long ago, or if there are too many. One that still waits
+    /// for answers stays: what it has sent may not be overtaken by its release.
     fn take_old(&mut self, now: Instant) -> Option<Session> {
-        let first = self.idle.first()?;
-        let is_old = first.left_at().is_some_and(|left_at| now.since(left_at) > LONGEST_IDLE);
-        (is_old && !first.awaits(None)).then(|| self.idle.remove(0))
+        let left_at = self.idle.first()?.left_at();
+        let is_old = left_at.is_some_and(|left_at| now.since(left_at) > LONGEST_IDLE);
+        ((is_old || self.idle.len() > MOST_IDLE) && is_free(&mut self.idle, 0)).then(|| self.idle.remove(0))
     }
 }
 
@@ -252,11 +253,8 @@ impl InProcess {
         session.leave();
         let now = session.left_at().unwrap_or_default();
         let mut sessions = locked(&self.sessions);
-        let old = sessions.take_old(now);
-        // One that still waits for answers goes on: what it has sent may not be overtaken by its release.
-        if sessions.idle.len() < MOST_IDLE || session.awaits(None) {
-            sessions.idle.push(session);
-        }
+        sessions.idle.push(session);
+        let old: Vec<_> = std::iter::from_fn(|| sessions.take_old(now)).collect();
         drop(sessions);
         drop(old); // closes its connections
     }
