@@ -42,6 +42,8 @@ struct Standing {
     unanswered: usize,
     decision: Option<Decision>,
     presence: Presence,
+    /// It is seen to that this master gets it, or keeps it.
+    is_owed: bool,
 }
 
 /// What a master said last of a claim.
@@ -170,6 +172,16 @@ impl Claim {
     #[must_use]
     pub fn is_forgotten(&self) -> bool {
         locked(&self.standings).is_forgotten
+    }
+
+    /// It is to be seen to that this master gets it, or keeps it. Returns whether that is not done already.
+    pub fn owe(&self, master: usize) -> bool {
+        self.standing(master, |standing| !std::mem::replace(&mut standing.is_owed, true))
+    }
+
+    /// It is seen to no longer.
+    pub fn stop_owing(&self, master: usize) {
+        self.standing(master, |standing| standing.is_owed = false);
     }
 
     /// It is not known any more whether this master has it.

@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 34] = [
+const FAILED: [(u64, &str); 35] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -143,6 +143,11 @@ const FAILED: [(u64, &str); 34] = [
     (1_795_890_818_688_454_936, "a lock that may have run out was missed on a master where its key had expired"),
     (1_795_892_250_975_519_040, "a master was given a lock that had been held for as long as it may"),
     (1_795_892_250_975_849_757, "the same"),
+    (
+        1_795_906_643_434_179_379,
+        "a session that had once waited for another was taken for one that is driven all the time: an extension asked the \
+         masters that had not answered no more",
+    ),
 ];
 
 #[test]

@@ -191,6 +191,47 @@ def test_a_failed_attempt_is_released_when_its_masters_can_be_reached_again(serv
     wait_until(lambda: held(servers) == [None] * 3)
 
 
+def commands(server, *names):
+    """How often these were sent there, refused or not."""
+    stats = server.admin.info("commandstats")
+    found = (stats.get(f"cmdstat_{name}", {}) for name in names)
+    return sum(each.get("calls", 0) + each.get("rejected_calls", 0) for each in found)
+
+
+@pytest.mark.every_kind
+def test_a_master_that_refuses_is_not_asked_more_often_the_longer_a_lease_is_kept(servers):
+    """Each renewal finds that it has not got the lock."""
+    dlm = manager(servers)
+    warm(dlm, servers)
+    servers[2].admin.config_set("min-replicas-to-write", 1)
+    before, begin = commands(servers[2], "set"), time.monotonic()
+    with dlm.acquire("r", 600, auto_extend=True):
+        time.sleep(5)
+        asked, took = commands(servers[2], "set") - before, time.monotonic() - begin
+    # By the call, one try after another with pauses up to a second, and each renewal where that is a `SET`.
+    assert asked <= 15 + 2 * took + took / 0.1
+    servers[2].admin.config_set("min-replicas-to-write", 0)
+    nothing_left(servers)
+
+
+@pytest.mark.every_kind
+def test_a_master_that_refuses_is_told_of_one_release_at_a_time(servers):
+    dlm = manager(servers)
+    names = [f"r{number}" for number in range(50)]
+    locks = [dlm.lock(name, TTL) for name in names]
+    wait_until(lambda: all(servers[2].get(name) for name in names))
+    servers[2].admin.config_set("min-replicas-to-write", 1)
+    before = commands(servers[2], "eval", "evalsha", "delex", "delifeq")
+    for lock in locks:
+        dlm.unlock(lock)
+    time.sleep(3)
+    asked = commands(servers[2], "eval", "evalsha", "delex", "delifeq") - before
+    # By `unlock`, once more by the first try of each, and then in turn.
+    assert asked <= 3 * len(locks)
+    servers[2].admin.config_set("min-replicas-to-write", 0)
+    nothing_left(servers, 10)
+
+
 REFUSALS = {
     "too few replicas": (
         lambda admin: admin.config_set("min-replicas-to-write", 1),

@@ -327,13 +327,12 @@ impl Attempt {
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
         self.claim.give_back();
-        let answers = release_where(masters, &self.claim, |index, _| match &votes[index] {
+        let answers = release_where(masters, &self.claim, |index, master| match &votes[index] {
             _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
             // One that is at work on many resources is no silent one.
-            Err(Error::NoAnswer | Error::NotAwaited) if !self.answered[index].load(Ordering::Relaxed) => {
-                Treatment::Tell
-            }
+            Err(Error::NoAnswer) if !self.answered[index].load(Ordering::Relaxed) => Treatment::Tell,
+            Err(Error::NotAwaited) if master.is_hung() => Treatment::Tell,
             _ => Treatment::Await,
         })
         .await;

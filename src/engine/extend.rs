@@ -184,7 +184,7 @@ impl Poll {
     }
 
     /// The caller does not wait for more. Masters that turn out to have lost an extended lock get it again; those that
-    /// have not answered are looked at where nothing else would read their answers.
+    /// have not answered are asked once more.
     fn close(self, masters: &Masters, verdict: Verdict, drift_ms: u64) -> Vec<Answer> {
         let (claim, drift) = (self.claim, Duration::from_millis(drift_ms));
         // What may have run out before is given to no master, and kept where it is all the same.
@@ -193,15 +193,15 @@ impl Poll {
             claim.note_doubtful(master);
             Some(Debt { claim: Arc::clone(claim), master, what, is_sent, until: claim.until()?, drift })
         };
+        let knows_deadline = self.knows_deadline;
         let lost = move |claim: &Arc<Claim>, master| {
             claim.lost_at(master);
-            debt(claim, master, false)
+            debt(claim, master, false).filter(|_| knows_deadline)
         };
         if verdict == Verdict::Granted {
-            let reads_silent = !masters.handle().is_woken_by_others();
             let owed = self.answers.iter().enumerate().filter_map(|(master, answer)| match answer {
                 Ok(Extension::Absent) => lost(&claim, master),
-                Err(error) if reads_silent && *error != Error::Withdrawn => debt(&claim, master, true),
+                Err(error) if *error != Error::Withdrawn => debt(&claim, master, true),
                 _ => None,
             });
             masters.owe(owed.collect());

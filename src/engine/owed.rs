@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, select};
+use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use redis::Value;
@@ -26,7 +27,7 @@ use crate::master::link::{Link, Taking};
 use crate::runtime::locked;
 use crate::script::{self, Extension, Grant};
 
-/// How many debts are seen to at the same time, at most.
+/// How many debts to one master are seen to at the same time, at most.
 const MOST_DEBTS: usize = 10_000;
 
 /// How long the caller's own session has for an answer, before the master is asked once more.
@@ -137,10 +138,15 @@ pub(super) struct Unfinished {
     owed: Weak<Owed>,
     /// It is a release that was sent nowhere yet.
     is_unsent: bool,
+    /// It is seen to that this master gets the lock, or keeps it.
+    gets: Option<usize>,
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
+        if let Some(master) = self.gets {
+            self.claim.stop_owing(master);
+        }
         let Some(owed) = self.owed.upgrade() else { return };
         let mut ledger = locked(&owed.ledger);
         ledger.unsent -= usize::from(self.is_unsent);
@@ -202,10 +208,10 @@ impl Owed {
 
     /// Have a release find the lock by its key while the result lives.
     pub(super) fn unfinished(self: &Arc<Self>, claim: &Arc<Claim>) -> Unfinished {
-        self.unfinished_with(claim, false)
+        self.unfinished_with(claim, false, None)
     }
 
-    fn unfinished_with(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool) -> Unfinished {
+    fn unfinished_with(self: &Arc<Self>, claim: &Arc<Claim>, is_unsent: bool, gets: Option<usize>) -> Unfinished {
         let mut ledger = locked(&self.ledger);
         ledger.unsent += usize::from(is_unsent);
         let claims = ledger.claims.entry(claim.key.clone()).or_default();
@@ -213,15 +219,21 @@ impl Owed {
             Some((_, count)) => *count += 1,
             None => claims.push((Arc::clone(claim), 1)),
         }
-        Unfinished { claim: Arc::clone(claim), owed: Arc::downgrade(self), is_unsent }
+        Unfinished { claim: Arc::clone(claim), owed: Arc::downgrade(self), is_unsent, gets }
     }
 
     /// Write down what is owed. Returns whether a task has to be begun in this session that settles it.
-    fn add(self: &Arc<Self>, debts: Vec<Debt>) -> bool {
+    fn add(self: &Arc<Self>, mut debts: Vec<Debt>) -> bool {
+        // A lock that is owed to a master already gets there with the time that it has then.
+        debts.retain(|debt| debt.what == What::Release || debt.claim.owe(debt.master));
         if debts.is_empty() {
             return false;
         }
-        let unfinished: Vec<_> = debts.iter().map(|debt| self.unfinished_with(&debt.claim, debt.is_unsent())).collect();
+        let unfinished = |debt: &Debt| {
+            let gets = (debt.what != What::Release).then_some(debt.master);
+            self.unfinished_with(&debt.claim, debt.is_unsent(), gets)
+        };
+        let unfinished: Vec<_> = debts.iter().map(unfinished).collect();
         let mut ledger = locked(&self.ledger);
         ledger.fresh.extend(debts.into_iter().zip(unfinished));
         let is_first = !std::mem::replace(&mut ledger.is_worked_on, true);
@@ -325,42 +337,67 @@ impl Masters {
 pub async fn settle(masters: Arc<Masters>) {
     let mut at_work = AtWork { owed: Arc::clone(&masters.owed), is_over: false };
     let owed = &masters.owed;
-    let gates: Vec<Gate> = masters.iter().map(|_| Gate::new(FIRST_PAUSE)).collect();
+    let gates: Vec<Gate> = masters.iter().map(|_| Gate::default()).collect();
+    let mut counts = vec![0; masters.len()];
     let mut unpaid = FuturesUnordered::new();
     loop {
-        // Of too many, the masters will forget the rest by themselves.
-        let room = MOST_DEBTS.saturating_sub(unpaid.len());
-        for (debt, unfinished) in owed.take().into_iter().take(room) {
-            unpaid.push(pay(&masters, debt, &gates).map(|()| drop(unfinished)));
+        for (debt, unfinished) in owed.take() {
+            let master = debt.master;
+            // Of too many, it will forget the rest by itself.
+            if counts[master] < MOST_DEBTS {
+                counts[master] += 1;
+                let paid = move |()| {
+                    drop(unfinished);
+                    master
+                };
+                unpaid.push(pay(&masters, debt, &gates[master]).map(paid));
+            }
         }
         if unpaid.is_empty() && owed.is_over() {
             at_work.is_over = true;
             return;
         }
-        select(unpaid.next(), pin!(owed.news.notified())).await;
+        if let Either::Left((Some(master), _)) = select(unpaid.next(), pin!(owed.news.notified())).await {
+            counts[master] -= 1;
+        }
     }
 }
 
-/// How long those wait who want to try whether a master is there, to which there is no connection. One of them tries.
-type Gate = AsyncMutex<Duration>;
+/// Where there is no connection to a master, or where it refuses what it is told, one debt is tried at a time.
+struct Gate {
+    /// How long the next one waits that has tried in vain.
+    pause: AsyncMutex<Duration>,
+    /// It answered with an error the last time.
+    refuses: AtomicBool,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { pause: AsyncMutex::new(FIRST_PAUSE), refuses: AtomicBool::new(false) }
+    }
+}
 
 /// Pay one debt, however often that has to be tried.
-async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
+async fn pay(masters: &Masters, mut debt: Debt, gate: &Gate) {
     let (handle, master) = (masters.handle(), &masters[debt.master]);
-    let is_linked = |claim: &Claim| claim.resources.iter().all(|resource| master.is_linked(resource));
+    let is_open = |claim: &Claim| {
+        !gate.refuses.load(Ordering::Relaxed) && claim.resources.iter().all(|resource| master.is_linked(resource))
+    };
     if debt.is_sent {
         handle.sleep(PATIENCE).await;
-        masters.owed.look(handle.now());
-        handle.sleep(LOOKS).await;
+        if !debt.is_settled(handle.now()) {
+            masters.owed.look(handle.now());
+            handle.sleep(LOOKS).await;
+        }
     }
     let mut own_pause = FIRST_PAUSE;
     while !debt.is_settled(handle.now()) {
-        let mut gate = if is_linked(&debt.claim) { None } else { Some(gates[debt.master].lock().await) };
+        let mut turn = if is_open(&debt.claim) { None } else { Some(gate.pause.lock().await) };
         if debt.is_settled(handle.now()) {
             break;
         }
-        if is_linked(&debt.claim) {
-            gate = None;
+        if is_open(&debt.claim) {
+            turn = None;
         }
         // A release does not overtake what another session has sent, and of that nothing is sent twice: the second could
         // come after the release. The answer may be there to be read.
@@ -369,13 +406,15 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
         if is_early {
             masters.owed.look(handle.now());
         }
-        let is_over = !is_early
-            && match try_to_pay(masters, master, &debt).await {
-                Ok(()) => true,
-                Err(error) => debt.what == What::Release && matches!(error, Error::Reply(_)) && !error.is_passing(),
-            };
-        if is_linked(&debt.claim)
-            && let Some(mut pause) = gate.take()
+        let mut is_over = false;
+        if !is_early {
+            let result = try_to_pay(masters, master, &debt).await;
+            let refusal = result.as_ref().err().filter(|error| matches!(error, Error::Reply(_)));
+            gate.refuses.store(refusal.is_some(), Ordering::Relaxed);
+            is_over = result.is_ok() || debt.what == What::Release && refusal.is_some_and(|error| !error.is_passing());
+        }
+        if is_open(&debt.claim)
+            && let Some(mut pause) = turn.take()
         {
             *pause = FIRST_PAUSE; // for the next time that it is away
         }
@@ -388,25 +427,29 @@ async fn pay(masters: &Masters, mut debt: Debt, gates: &[Gate]) {
         if is_over {
             if debt.what != What::Release && debt.claim.is_withdrawn_at(debt.master) {
                 // Nor may one rely on it who extends it by its key: that is found here.
-                drop(gate);
-                handle.sleep_until(debt.until()).await;
+                drop(turn);
+                debt.claim.stop_owing(debt.master); // what the next extension owes it is another debt
+                while handle.now() < debt.until() && !debt.claim.is_given_back() && !debt.claim.is_forgotten() {
+                    handle.sleep(LONGEST_PAUSE.min(debt.until().since(handle.now()))).await;
+                }
             }
             break;
         }
-        let pause = gate.as_deref_mut().unwrap_or(&mut own_pause);
+        let pause = turn.as_deref_mut().unwrap_or(&mut own_pause);
         handle.sleep(*pause).await;
         *pause = (*pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 async fn try_to_pay(masters: &Masters, master: &Arc<Master>, debt: &Debt) -> Result<(), Error> {
-    let claim = &debt.claim;
+    let (claim, until) = (&debt.claim, debt.until());
     let has_it = match debt.what {
         What::Release => return tell(Arc::clone(master), Arc::clone(claim), debt.master).await,
         What::Lock(token) => of_each(&claim.resources, |resource| give(masters, master, debt, token, resource)).await?,
         What::Extension => of_each(&claim.resources, |resource| prolong(masters, master, debt, resource)).await?,
     };
     match (debt.what, has_it.iter().all(|&has_it| has_it)) {
+        (_, true) if debt.until() > until => return Err(Error::NotSent), // it was extended meanwhile
         (_, true) => claim.note_at(debt.master),
         (What::Extension, false) => {}
         (_, false) => return Err(Error::NotSent),

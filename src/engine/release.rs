@@ -75,7 +75,6 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
 /// Masters that have not confirmed the release are told once more, over another connection, until they have forgotten
 /// the lock by themselves.
 fn owe_releases(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer], elsewhere: &[bool]) {
-    let is_unconfirmed = |answer: &Answer| *answer == Err(Error::NotAwaited) || is_unheard(answer);
     let is_owed = |index: usize| is_unconfirmed(&answers[index]) || elsewhere[index];
     if !planted::is(Bug::ToldOnce) {
         let owed = (0..masters.len()).filter(|&index| is_owed(index));
@@ -85,17 +84,16 @@ fn owe_releases(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer], elsew
 
 /// The same for an attempt that came to nothing: what is on its way to a master gets there.
 pub(super) fn owe_undone(masters: &Masters, claim: &Arc<Claim>, answers: &[Answer]) {
-    let unheard = answers.iter().enumerate().filter(|(_, answer)| is_unheard(answer));
-    masters.owe(unheard.map(|(index, _)| debt(masters, claim, index, true)).collect());
+    let unconfirmed = answers.iter().enumerate().filter(|(_, answer)| is_unconfirmed(answer));
+    masters.owe(unconfirmed.map(|(index, _)| debt(masters, claim, index, true)).collect());
 }
 
 /// Whether a release may not have arrived, or was not carried out yet.
-fn is_unheard(answer: &Answer) -> bool {
-    match answer {
-        Err(Error::NoAnswer | Error::Closed | Error::Forgotten | Error::Connect(_) | Error::Setup(_)) => true,
-        Err(error) => error.is_passing(),
-        Ok(_) => false,
-    }
+fn is_unconfirmed(answer: &Answer) -> bool {
+    use Error::{Closed, Connect, Forgotten, NoAnswer, NotAwaited, Setup};
+    answer.as_ref().is_err_and(|error| {
+        matches!(error, NotAwaited | NoAnswer | Closed | Forgotten | Connect(_) | Setup(_)) || error.is_passing()
+    })
 }
 
 fn debt(masters: &Masters, claim: &Arc<Claim>, master: usize, is_sent: bool) -> Debt {

@@ -1,7 +1,7 @@
 //! Leases over N masters: each is renewed until it ends, and extended and released in turn.
 //!
-//! A lease may be renewed by one session, and be extended and released by others in other threads. An extension gives
-//! the lock again to masters that have lost it, so a release must not come while one is under way: each waits its turn.
+//! A lease may be renewed by one session, and be extended and released by others in other threads. Each waits its turn:
+//! it begins with what the one before it has found.
 
 use std::future::poll_fn;
 use std::pin::pin;

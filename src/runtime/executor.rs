@@ -129,12 +129,6 @@ impl Handle {
         }
     }
 
-    /// Whether it does: then some host drives it all the time.
-    #[must_use]
-    pub fn is_woken_by_others(&self) -> bool {
-        self.0.woken.alarm.get().is_some()
-    }
-
     /// Have the host watch `source` until it is forgotten.
     pub fn watch(&self, source: Arc<Source>) {
         locked(&self.0.sources).push(source);

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use redlock::claim::{Claim, Decision};
 use redlock::clock::Instant;
@@ -125,6 +127,35 @@ fn the_first_release_of_a_connection_brings_the_script() {
     assert_eq!(result.try_recv().unwrap(), ALL_BUT_ONE);
     let sent = stage.world.open(2, |connection| connection.names()).unwrap();
     assert_eq!(sent[sent.len() - 2..], ["SET", "EVAL"], "no later answer has to be waited for");
+}
+
+/// Notes whether there was something to settle.
+#[derive(Clone, Default)]
+struct Noted(Arc<AtomicBool>);
+
+impl Keeper for Noted {
+    fn settle(&self) -> bool {
+        self.0.store(true, Ordering::Relaxed);
+        true
+    }
+
+    fn look(&self) {}
+}
+
+#[test]
+fn nothing_is_owed_for_a_lock_that_others_hold() {
+    let noted = Noted::default();
+    let mut stage = Stage::owing(3, &[], Arc::new(Owed::new(Box::new(noted.clone()))));
+    let request = Request { tries: 1, ..stage.request() };
+    let (_keep, cancel) = oneshot::channel();
+    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+    stage.turn();
+    for _ in ["SET", "its release"] {
+        (0..3).for_each(|master| _ = stage.world.open(master, |connection| answer_all(connection, Says::No)));
+        stage.turn();
+    }
+    assert!(result.try_recv().unwrap().is_err());
+    assert!(!noted.0.load(Ordering::Relaxed), "the third has answered as the others, though two decided");
 }
 
 /// Take a lock while the third master is still connecting, and connect to that soon after the grant. Returns how many
