@@ -327,12 +327,13 @@ impl Attempt {
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
         self.claim.give_back();
-        let answers = release_where(masters, &self.claim, |index, master| match &votes[index] {
+        let answers = release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,
             // One that is at work on many resources is no silent one.
-            Err(Error::NoAnswer) if !self.answered[index].load(Ordering::Relaxed) => Treatment::Tell,
-            Err(Error::NotAwaited) if master.is_hung() => Treatment::Tell,
+            Err(Error::NoAnswer | Error::NotAwaited) if !self.answered[index].load(Ordering::Relaxed) => {
+                Treatment::Tell
+            }
             _ => Treatment::Await,
         })
         .await;
@@ -389,6 +390,8 @@ impl<'a> Canvass<'a> {
         while self.tally.verdict() == Verdict::Open && !self.asked.is_empty() {
             self.take_one().await;
         }
+        // Those that are there already: one that has answered is owed nothing.
+        while !self.asked.is_empty() && self.take_one().now_or_never().is_some() {}
         if self.tally.verdict() == Verdict::Granted && self.ballot.is_some() {
             self.elect(start).await;
         }
