@@ -29,9 +29,8 @@ pub enum Bug {
     UnlockWithoutCompare,
     /// A connection is given up without the release of what it may have set.
     SilentGiveUp,
-    /// A session that still waits for an answer about one lock is lent for another, so that the release of the first goes
-    /// another way and may arrive before what it is to undo.
-    LendAny,
+    /// A release does not wait for what another session has sent to take the lock, and may arrive before it.
+    Overtakes,
     /// A fence accepts a token that is equal to the one before.
     AcceptEqual,
     /// A fencing token is the greatest seen and one, and no master is told.

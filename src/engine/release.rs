@@ -61,7 +61,9 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     claim.give_back();
     let treatment = treatment(masters, claim);
     // What another session has sent that takes it is released there, behind that. Here it is, behind what this one has sent.
-    let is_elsewhere = |index: usize, master: &Master| claim.unanswered_at(index) > master.unanswered(claim);
+    let is_elsewhere = |index: usize, master: &Master| {
+        claim.unanswered_at(index) > master.unanswered(claim) && !planted::is(Bug::Overtakes)
+    };
     let elsewhere: Vec<bool> = masters.iter().enumerate().map(|(index, master)| is_elsewhere(index, master)).collect();
     let told_here = |index: usize, master: &Master| {
         let is_nothing_here = elsewhere[index] && master.unanswered(claim) == 0;

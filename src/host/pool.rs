@@ -18,7 +18,6 @@ use crate::host::driver;
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
-use crate::planted::{self, Bug};
 use crate::runtime::{Source, locked};
 
 /// Sessions kept for the next caller; more are closed as they come back.
@@ -118,9 +117,6 @@ impl Idle for Vec<Session> {
 /// The session to lend for something about the lock with `key`: the one that still waits for an answer about it, or else
 /// the one used last of those that wait for no answer about any.
 pub fn choose(idle: &mut impl Idle, key: Option<&[u8]>) -> Option<usize> {
-    if planted::is(Bug::LendAny) {
-        return idle.count().checked_sub(1);
-    }
     let owing = key.and_then(|key| (0..idle.count()).find(|&index| idle.awaits(index, Some(key))));
     owing.or_else(|| (0..idle.count()).rev().find(|&index| is_free(idle, index)))
 }
@@ -371,6 +367,16 @@ mod tests {
         let old = sessions.take_old(left_at.after(LONGEST_IDLE + Duration::from_nanos(1))).unwrap();
         assert_eq!(old.left_at(), Some(left_at));
         assert_eq!(sessions.idle.len(), 1);
+    }
+
+    #[test]
+    fn of_too_many_sessions_those_that_were_used_first_are_closed() {
+        let home = InProcess::new(&[], &Arc::default());
+        let sessions: Vec<_> = (0..MOST_IDLE + 3).map(|_| home.new_session()).collect();
+        locked(&home.sessions).idle.extend(sessions);
+        home.take_back(home.new_session());
+        assert_eq!(locked(&home.sessions).idle.len(), MOST_IDLE);
+        assert!(locked(&home.sessions).idle.last().unwrap().left_at().is_some(), "the one that came last");
     }
 
     #[test]

@@ -73,7 +73,7 @@ mod planted_bugs {
         Bug::LateSet,
         Bug::UnlockWithoutCompare,
         Bug::SilentGiveUp,
-        Bug::LendAny,
+        Bug::Overtakes,
         Bug::AcceptEqual,
         Bug::NoWriteBack,
         Bug::ReviveByExtend,
@@ -95,6 +95,9 @@ mod planted_bugs {
         Bug::UncutWait,
     ];
 
+    /// A seed that shows a mistake that few seeds show: it is tried first where one is enough.
+    const SHOWN_BY: [(Bug, u64); 1] = [(Bug::ToldOnce, 1_795_000_000_001_002_431)];
+
     pub fn bug_from_environment() -> Option<Bug> {
         let name = std::env::var("BUG").ok().filter(|name| !name.is_empty())?;
         Some(*BUGS.iter().find(|bug| format!("{bug:?}") == name).unwrap_or_else(|| panic!("BUG={name}: of {BUGS:?}")))
@@ -115,8 +118,11 @@ mod planted_bugs {
     /// Every bug over the same seeds.
     pub fn planted(seeds: Seeds) -> Vec<Row> {
         let planted = |&bug: &Bug| {
-            let with = runner::run(seeds, Some(bug), None);
-            println!("{bug:?}: {with}");
+            let known = SHOWN_BY.iter().find(|(shown, _)| seeds.is_one_enough() && *shown == bug);
+            let known = known.map(|&(_, seed)| runner::run(Seeds::range(seed, 1), Some(bug), None));
+            let with =
+                known.filter(|run| !run.failures.is_empty()).unwrap_or_else(|| runner::run(seeds, Some(bug), None));
+            println!("{bug:?}: {with}, first SEED={:?}", with.failures.keys().next());
             Row { bug, with }
         };
         let only = bug_from_environment();

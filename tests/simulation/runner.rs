@@ -34,6 +34,12 @@ impl Seeds {
         Self { enough, ..self }
     }
 
+    /// Whether one failure is enough.
+    #[cfg(feature = "planted-bugs")]
+    pub const fn is_one_enough(&self) -> bool {
+        self.enough == 1
+    }
+
     /// `SEEDS` of them, or as many as `SECONDS` allow, or `count`; `FIRST_SEED` says where to start.
     pub fn from_environment(first: u64, count: u64) -> Self {
         let lasting = from_environment("SECONDS").map(Duration::from_secs);
