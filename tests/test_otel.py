@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
@@ -161,4 +162,23 @@ def test_an_exception_of_a_processor_leaves_nothing_held_by_a_task(servers, mome
         assert adlm.stats().held == 0
 
     loops.run(main())
+    nothing_left(servers)
+
+
+@pytest.mark.parametrize("make", [manager, amanager])
+def test_what_watches_a_call_may_raise_when_it_is_told_how_often_the_masters_were_asked(servers, make):
+    """An instrumentation of another's, in the place of this one."""
+
+    @contextlib.contextmanager
+    def acquiring(*_):
+        yield lambda attempts: pytest.fail(f"{attempts} attempts")
+
+    dlm = make(servers)
+    dlm._watch = acquiring
+
+    async def main():
+        await dlm.acquire("r", TTL)
+
+    with pytest.raises(pytest.fail.Exception, match="1 attempts"):
+        loops.run(main()) if make is amanager else dlm.acquire("r", TTL)
     nothing_left(servers)

@@ -159,15 +159,20 @@ async def acquire(
     """:meth:`AsyncRedlock.acquire`, awaited."""
     ttl, start = operations.checked(ttl), now()
     outcome = await operations.acquire(ttl, pace)
-    held = operations.decided(resource, outcome, pace, now() - start)
-    lease = AsyncLease(operations, resource, ttl, held, keeping.on_lost)
-    operations.end_call()
-    if keeping.auto_extend:
-        try:
+    lease: AsyncLease | None = None
+    try:
+        held = operations.decided(resource, outcome, pace, now() - start)
+        lease = AsyncLease(operations, resource, ttl, held, keeping.on_lost)
+        if keeping.auto_extend:
             lease._keep(keeping.max_hold)  # noqa: SLF001 - its other half
-        except BaseException:
+    except BaseException:
+        # What watches the call may raise, and there may be no thread to be had.
+        if lease:
             await lease.release()
-            raise
+        elif not isinstance(outcome, list):
+            await operations.release(outcome.key)
+        raise
+    operations.end_call()
     return lease
 
 
