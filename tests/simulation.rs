@@ -75,7 +75,7 @@ use simulation::runner::{self, Seeds};
 const FIRST: u64 = 1;
 
 /// Seeds that once failed, with what they showed.
-const FAILED: [(u64, &str); 35] = [
+const FAILED: [(u64, &str); 36] = [
     (2073, "a crowd kept asking the master that is asked first, whose slow clock still held what a quorum had free"),
     (5624, "the same, in several processes"),
     (329_001_156, "the same, where a stall kept a release from that master"),
@@ -147,6 +147,10 @@ const FAILED: [(u64, &str); 35] = [
         1_795_906_643_434_179_379,
         "a session that had once waited for another was taken for one that is driven all the time: an extension asked the \
          masters that had not answered no more",
+    ),
+    (
+        1_795_916_645_281_831_672,
+        "a release waited for a frozen master, though with the one that the driver had told there was a quorum",
     ),
 ];
 

@@ -45,9 +45,14 @@ pub enum Treatment {
     Await,
     /// Tell it as soon as possible, but do not wait.
     Tell,
+    /// Another session tells it, behind what that has sent.
+    Elsewhere,
     /// It cannot have the claim.
     Skip,
 }
+
+/// How often a release looks whether another session's was confirmed.
+const LOOKS: Duration = Duration::from_millis(5);
 
 /// Release `claim` on every master; returns when a quorum has confirmed it.
 ///
@@ -67,7 +72,7 @@ pub async fn release(masters: &Masters, claim: &Arc<Claim>) -> Vec<Answer> {
     let elsewhere: Vec<bool> = masters.iter().enumerate().map(|(index, master)| is_elsewhere(index, master)).collect();
     let told_here = |index: usize, master: &Master| {
         let is_nothing_here = elsewhere[index] && master.unanswered(claim) == 0;
-        if is_nothing_here { Treatment::Skip } else { treatment(index, master) }
+        if is_nothing_here { Treatment::Elsewhere } else { treatment(index, master) }
     };
     let answers = release_where(masters, claim, told_here).await;
     owe_releases(masters, claim, &answers, &elsewhere);
@@ -125,7 +130,7 @@ pub(super) async fn release_where(
     claim: &Arc<Claim>,
     treatment: impl Fn(usize, &Master) -> Treatment,
 ) -> Vec<Answer> {
-    let mut round = Round::new(masters);
+    let mut round = Round::new(masters, claim);
     for (index, master) in masters.iter().enumerate() {
         let (master, claim) = (Arc::clone(master), Arc::clone(claim));
         match treatment(index, &master) {
@@ -134,6 +139,7 @@ pub(super) async fn release_where(
                 round.answers[index] = Err(Error::NoAnswer);
                 masters.handle().spawn(async move { _ = tell(master, claim, index).await });
             }
+            Treatment::Elsewhere => round.elsewhere.push(index),
             Treatment::Skip => {}
         }
     }
@@ -143,6 +149,9 @@ pub(super) async fn release_where(
 /// The answers to one release, as they come in.
 struct Round<'a> {
     masters: &'a Masters,
+    claim: &'a Claim,
+    /// The masters that other sessions tell.
+    elsewhere: Vec<usize>,
     asked: FuturesUnordered<BoxFuture<'static, (usize, Answer)>>,
     answers: Vec<Answer>,
     /// How many commands there are still to be written.
@@ -150,9 +159,9 @@ struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    fn new(masters: &'a Masters) -> Self {
+    fn new(masters: &'a Masters, claim: &'a Claim) -> Self {
         let answers = vec![Err(Error::NotSent); masters.len()];
-        Self { masters, asked: FuturesUnordered::new(), answers, unsent: Arc::default() }
+        Self { masters, claim, elsewhere: Vec::new(), asked: FuturesUnordered::new(), answers, unsent: Arc::default() }
     }
 
     fn ask(&mut self, index: usize, master: Arc<Master>, claim: Arc<Claim>) {
@@ -168,7 +177,13 @@ impl<'a> Round<'a> {
         let (count, handle) = (self.masters.len(), self.masters.handle());
         let quorum = if planted::is(Bug::AwaitsAll) { count } else { quorum::majority(count) };
         let start = handle.now();
-        self.take_until(|round| round.confirmed() >= quorum).await;
+        let is_confirmed = |round: &Self| round.confirmed() >= quorum;
+        if self.elsewhere.is_empty() {
+            self.take_until(is_confirmed).await;
+        }
+        while !is_confirmed(&self) && !self.asked.is_empty() {
+            select(pin!(self.take_until(is_confirmed)), handle.sleep(LOOKS)).await;
+        }
         if !self.asked.is_empty() {
             let took = handle.now().since(start);
             select(pin!(self.take_until(|_| false)), handle.sleep(took / 2)).await;
@@ -179,7 +194,8 @@ impl<'a> Round<'a> {
     }
 
     fn confirmed(&self) -> usize {
-        self.answers.iter().filter(|answer| answer.is_ok()).count()
+        let elsewhere = self.elsewhere.iter().filter(|&&index| self.claim.is_released_at(index));
+        self.answers.iter().filter(|answer| answer.is_ok()).count() + elsewhere.count()
     }
 
     /// Take in answers until that is enough, or all have answered.
