@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::clock::Instant;
+use crate::planted::{self, Bug};
 use crate::runtime::locked;
 use crate::script::UnlockScript;
 
@@ -126,7 +127,7 @@ impl Claim {
     /// A command that takes it is about to be sent to this master. Returns whether it may be: not once it is released.
     pub fn sent_to(&self, master: usize) -> bool {
         let mut standings = locked(&self.standings);
-        if standings.is_given_back {
+        if standings.is_given_back && !planted::is(Bug::CompletesReleased) {
             return false;
         }
         let standing = standings.of(master);

@@ -62,6 +62,12 @@ pub enum Bug {
     ShunHung,
     /// A lock that a quorum has granted is given to no other master.
     Incomplete,
+    /// A lock goes on to masters that do not have it yet although it is released.
+    CompletesReleased,
+    /// A lock goes on to masters that do not have it yet although its round was lost.
+    CompletesLost,
+    /// A lock that a master gets later than the others stays there for as long as if it had just been taken.
+    FullTtl,
     /// A master that has not confirmed a release is told it only once.
     ToldOnce,
     /// A release waits for every master's answer, however far it is.
@@ -114,6 +120,11 @@ pub(crate) fn accept_equal(script: &str) -> String {
 pub(crate) fn plain_set(resource: &[u8], key: &[u8], ttl_ms: u64) -> redis::Cmd {
     let set = "redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) return ARGV[1]";
     redis::cmd("EVAL").arg(set).arg(1).arg(resource).arg(key).arg(ttl_ms).take()
+}
+
+/// What [`Bug::FullTtl`] has a master keep a lock for, in milliseconds: the TTL from which the drift was reckoned.
+pub(crate) fn full_ttl(drift: std::time::Duration) -> u64 {
+    u64::try_from(drift.as_millis()).unwrap_or(u64::MAX).saturating_sub(2).saturating_mul(100)
 }
 
 /// What is released of `resources`: all, but for [`Bug::PartialRelease`].

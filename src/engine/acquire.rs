@@ -198,6 +198,10 @@ async fn round(
         let votes = masters.explained(verdict, votes);
         return Ok(Held { validity_ms, expires_at, claim: Arc::clone(&attempt.claim), votes, token });
     }
+    if planted::is(Bug::CompletesLost) {
+        attempt.claim.extend_until(quorum::expires_at(start, request.ttl_ms, drift_ms));
+        masters.owe(attempt.missing(&votes, start, drift_ms, token));
+    }
     if !planted::is(Bug::NoRelease) {
         attempt.undo(masters, &votes).await;
     }
@@ -326,7 +330,9 @@ impl Attempt {
     /// Release on every master that was asked, also on those that refused or have not answered: an answer may be wrong
     /// or late, a release is never.
     async fn undo(&self, masters: &Masters, votes: &[Vote]) {
-        self.claim.give_back();
+        if !planted::is(Bug::CompletesLost) {
+            self.claim.give_back();
+        }
         let answers = release_where(masters, &self.claim, |index, _| match &votes[index] {
             _ if self.claim.cannot_be_at(index) => Treatment::Skip,
             vote if planted::is(Bug::ReleaseWhereGranted) && *vote != Ok(Grant::Granted) => Treatment::Skip,

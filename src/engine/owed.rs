@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::fence::{self, Call};
 use crate::master::Master;
 use crate::master::link::{Link, Taking};
+use crate::planted::{self, Bug};
 use crate::runtime::locked;
 use crate::script::{self, Extension, Grant};
 
@@ -80,6 +81,9 @@ impl Debt {
 
     /// How long the master is to keep the lock, in milliseconds.
     fn left(&self, now: Instant) -> u64 {
+        if planted::is(Bug::FullTtl) {
+            return planted::full_ttl(self.drift);
+        }
         u64::try_from(self.until().since(now).saturating_add(self.drift).as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -97,10 +101,14 @@ impl Debt {
         now >= self.until()
             || self.claim.is_forgotten()
             || match self.what {
-                What::Lock(_) | What::Extension => self.claim.is_given_back() || self.claim.is_at(self.master),
+                What::Lock(_) | What::Extension => is_released(&self.claim) || self.claim.is_at(self.master),
                 What::Release => self.claim.is_released_at(self.master) || self.claim.cannot_be_at(self.master),
             }
     }
+}
+
+fn is_released(claim: &Claim) -> bool {
+    claim.is_given_back() && !planted::is(Bug::CompletesReleased)
 }
 
 /// What sees to the sessions of a process, some of which are driven only while a caller uses them.
@@ -418,7 +426,7 @@ async fn pay(masters: &Masters, mut debt: Debt, gate: &Gate) {
         {
             *pause = FIRST_PAUSE; // for the next time that it is away
         }
-        if debt.what != What::Release && debt.claim.is_given_back() {
+        if debt.what != What::Release && is_released(&debt.claim) {
             // The release left this master to us, on the connection that may have carried the lock there.
             debt.what = What::Release;
             debt.until = handle.now().after(masters.longest_ttl());
@@ -429,7 +437,7 @@ async fn pay(masters: &Masters, mut debt: Debt, gate: &Gate) {
                 // Nor may one rely on it who extends it by its key: that is found here.
                 drop(turn);
                 debt.claim.stop_owing(debt.master); // what the next extension owes it is another debt
-                while handle.now() < debt.until() && !debt.claim.is_given_back() && !debt.claim.is_forgotten() {
+                while handle.now() < debt.until() && !is_released(&debt.claim) && !debt.claim.is_forgotten() {
                     handle.sleep(LONGEST_PAUSE.min(debt.until().since(handle.now()))).await;
                 }
             }

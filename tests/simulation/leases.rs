@@ -553,6 +553,22 @@ impl World {
         self.shown(client) < book.lease.with(|state| state.expires_at()) || self.is_just_extended(op, client)
     }
 
+    /// For how long a master may be told to keep what was granted before, in milliseconds: what is left of it, the drift, an
+    /// exchange, for a script that the master does not know is sent once more, and what is lost where these are rounded.
+    pub fn left_of(&self, op: usize) -> u64 {
+        let Book { lease, worker, .. } = &self.leases.books[&op];
+        let client = self.workers[*worker].client;
+        let paused = self.clients[client].paused_in_all > 0 || self.clients[client].paused_at > 0;
+        let is_late = paused || self.lateness() > 0 || self.plan.late_per_mille > 0;
+        if self.is_just_extended(op, client) || is_late {
+            return u64::MAX;
+        }
+        let left = lease.with(|state| state.expires_at().since(self.shown(client)));
+        // It may have been owed since before an extension for a shorter time, with the drift of the longer one.
+        let longest = self.oracle.ttl_ms(op).max(lease.with(|state| state.ttl().ms));
+        u64::try_from(left.as_millis()).unwrap() + drift_ms(longest) + 4 * self.plan.longest_delay() / MS + 3
+    }
+
     /// Whether this release undoes a `SET` by which an extension gave a lock again that is still held: another release
     /// follows when it is given up.
     pub fn undoes_retake(&self, conn: usize, resource: &[u8], key: &[u8]) -> bool {

@@ -40,6 +40,8 @@ pub enum Rule {
     Overtaken,
     /// No key outlives its TTL.
     Outlived,
+    /// A master that gets a lock later than the others keeps it no longer than they do.
+    Overlong,
     /// No operation outlives its deadline.
     Overdue,
     /// Nothing is written for a round already decided, except its release.
@@ -82,13 +84,14 @@ pub enum Rule {
 
 #[cfg(feature = "planted-bugs")]
 impl Rule {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::TwoHolders,
         Self::NoQuorum,
         Self::LeftBehind,
         Self::NotFollowed,
         Self::Overtaken,
         Self::Outlived,
+        Self::Overlong,
         Self::Overdue,
         Self::TooLate,
         Self::WrongReply,
@@ -445,6 +448,9 @@ impl World {
                 false => Rule::TooLate,
             };
             self.violation(rule, &format!("SET {} on connection {conn}", key.escape_ascii()));
+        } else if late && ttl_ms > self.left_of(op) {
+            let what = format!("SET {} for {ttl_ms} ms on connection {conn}", key.escape_ascii());
+            self.violation(Rule::Overlong, &what);
         }
     }
 

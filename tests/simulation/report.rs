@@ -62,7 +62,7 @@ pub fn broken_table(rows: &[(Option<Broken>, Run)]) -> String {
 mod planted_bugs {
     use super::{Bug, Rule, Run, Seeds, Write, into_docs, runner};
 
-    const BUGS: [Bug; 30] = [
+    const BUGS: [Bug; 33] = [
         Bug::QuorumOffByOne,
         Bug::WallClock,
         Bug::LateStart,
@@ -89,6 +89,9 @@ mod planted_bugs {
         Bug::HastyVerdict,
         Bug::ShunHung,
         Bug::Incomplete,
+        Bug::CompletesReleased,
+        Bug::CompletesLost,
+        Bug::FullTtl,
         Bug::ToldOnce,
         Bug::AwaitsAll,
         Bug::ConnectAgain,
