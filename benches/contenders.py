@@ -87,10 +87,11 @@ class Contender:
         cpu: seconds of processor time for all pairs, failed ones included.
         spent: seconds that it was given.
         trouble: why it takes no more turns; empty while it does.
+        work: what it is asked for in a turn.
     """
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
-        self.name, self.version, self.trouble = name, "", ""
+        self.name, self.version, self.trouble, self.work = name, "", "", "pairs"
         self.forget()
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=plain_environment()
@@ -169,7 +170,7 @@ class Contender:
             return
         begin, cpu = time.perf_counter(), cpu_seconds(self.pid)
         try:
-            answer = self.ask(f"pairs {seconds} {most}", bound)
+            answer = self.ask(f"{self.work} {seconds} {most}", bound)
         except Unable as error:
             self.trouble = str(error)
             return

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .measures import Bench
 
 
+# Distances that are so short that what makes them adds much to them.
+MEASURED = (Condition.DELAYED, Condition.FAR)
+
+
 def machine(bench: Bench) -> dict[str, str]:
     """Of this one, and of all contenders."""
     server = subprocess.run([bench.kind.binary(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -24,8 +28,7 @@ def machine(bench: Bench) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "server": server.strip().partition(" sha")[0],
-        Condition.DELAYED.value: far(bench.kind, Condition.DELAYED),
-        Condition.FAR.value: far(bench.kind, Condition.FAR),
+        **{condition.value: far(bench.kind, condition) for condition in MEASURED},
         "system calls": what_is_counted(),
         **versions(bench),
     }

@@ -10,10 +10,10 @@ import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, plain_environment, start, start_probe
-from .meters import cpu_seconds, resident, switches, system_calls
+from .meters import cpu_seconds, most_connections, resident, switches, system_calls
 from .records import OURS, Record
 from .setting import Condition, setting
 
@@ -30,6 +30,8 @@ FREEZE = 1.0  # seconds
 TAKING = 0.05  # seconds in which a lease must have been taken, on a busy machine
 PARTS = 100  # of what is to show whether memory grows
 BRIEF = (0.0, 0.002)  # the same, where nobody polls
+MANY = 1_000_000  # pairs: as many as there is time for
+SETTLING = 1.0  # seconds, and some round trips, until nothing is on its way any more
 
 
 class Effort(NamedTuple):
@@ -50,6 +52,7 @@ class Effort(NamedTuple):
         freezing: the same, while a majority is frozen for a second.
         lasting: pairs over which the memory is to stay as it is.
         imports: how often.
+        away: how far away one master is.
     """
 
     sizes: tuple[int, ...]
@@ -66,6 +69,12 @@ class Effort(NamedTuple):
     freezing: tuple[tuple[int, int, float], ...]
     lasting: int
     imports: int
+    away: tuple[Condition, ...]
+
+    @property
+    def usual(self) -> int:
+        """As many masters as most people have."""
+        return max(size for size in self.sizes if size <= 3)  # noqa: PLR2004
 
 
 FULL = Effort(
@@ -83,8 +92,25 @@ FULL = Effort(
     ((1000, 3, 10),),
     100_000,
     12,
+    (Condition.DISTANT, Condition.REMOTE),
 )
-QUICK = Effort((3,), 6, 0.03, 50, 2.0, (1, 16), 2, (2, 8), 0.8, 100, ((100, 3, 3),), ((100, 3, 3),), 2000, 3)
+QUICK = Effort(
+    (3,),
+    6,
+    0.03,
+    50,
+    2.0,
+    (1, 16),
+    2,
+    (2, 8),
+    0.8,
+    100,
+    ((100, 3, 3),),
+    ((100, 3, 3),),
+    2000,
+    3,
+    (Condition.DISTANT,),
+)
 
 
 @dataclass(frozen=True)
@@ -104,10 +130,12 @@ class Bench:
     effort: Effort
 
     @contextlib.contextmanager
-    def everybody(self, urls: Sequence[str], *, probes: bool = True) -> Iterator[list[Contender]]:
-        """All contenders, started; whoever cannot run says so as its trouble."""
+    def contenders(
+        self, urls: Sequence[str], libraries: Sequence[Library] = LIBRARIES, *, probes: bool = False
+    ) -> Iterator[list[Contender]]:
+        """All of them, started; one that cannot run says so as its trouble."""
         with ExitStack() as stack:
-            started = [start(library, self.environments, urls) for library in LIBRARIES]
+            started = [start(library, self.environments, urls) for library in libraries]
             if probes:
                 started.append(start(RAW_FROM_PYTHON, self.environments, urls))
                 started.append(start_probe(self.probe, urls))
@@ -141,20 +169,31 @@ def pairs(bench: Bench) -> Iterator[list[Record]]:
 def _pairs(bench: Bench, size: int, condition: Condition) -> list[Record]:
     # The raw probes wait for all masters, also for broken ones: they are no limit there.
     probes = not condition.is_fault
-    with setting(bench.kind, size, condition) as masters, bench.everybody(masters.urls, probes=probes) as contenders:
-        _take_turns(bench.effort, contenders, turns=2)
-        for contender in contenders:
-            contender.forget()
-        masters.strike()
-        firsts = [_first(contender, bench.effort) for contender in contenders] if condition.is_fault else []
-        _take_turns(bench.effort, contenders, bench.effort.turns)
-        records = [_pairs_record(contender, contenders[0], masters) for contender in contenders]
-        for record, first in zip(records, firsts, strict=False):
+    with setting(bench.kind, size, condition) as masters, bench.contenders(masters.urls, probes=probes) as contenders:
+        firsts = _take_all_turns(bench.effort, contenders, masters)
+        records = [_pairs_record("pairs", contender, contenders[0], masters) for contender in contenders]
+        for record, first in zip(records, firsts, strict=True):
             record.first = first
         if condition is Condition.HEALTHY:
             for record, contender in zip(records, contenders, strict=True):
                 record.calls = _calls(contender, bench.effort)
         return records
+
+
+def _take_all_turns(effort: Effort, contenders: Sequence[Contender], masters: Setting) -> list[float | None]:
+    """Some to warm up, then the masters' condition, then those that count.
+
+    Returns:
+        Microseconds of each one's first call in that condition, where it makes a difference.
+    """
+    _take_turns(effort, contenders, turns=2)
+    for contender in contenders:
+        contender.forget()
+    masters.strike()
+    uneven = masters.condition.is_uneven
+    firsts = [_first(contender, effort) if uneven else None for contender in contenders]
+    _take_turns(effort, contenders, effort.turns)
+    return firsts
 
 
 def _take_turns(effort: Effort, contenders: Sequence[Contender], turns: int) -> None:
@@ -173,8 +212,8 @@ def _first(contender: Contender, effort: Effort) -> float | None:
     return contender.pairs[0] if contender.pairs else None
 
 
-def _pairs_record(contender: Contender, ours: Contender, masters: Setting) -> Record:
-    record = Record("pairs", masters.condition.value, masters.size, 1, contender.name, "µs")
+def _pairs_record(scenario: str, contender: Contender, ours: Contender, masters: Setting) -> Record:
+    record = Record(scenario, masters.condition.value, masters.size, 1, contender.name, "µs")
     record.fill(contender.pairs)
     record.trouble = contender.troubles
     if contender.locked:
@@ -204,8 +243,7 @@ def _calls(contender: Contender, effort: Effort) -> float | None:
 
 def crowd(bench: Bench) -> Iterator[list[Record]]:
     """Threads, or tasks of one event loop, each with a lock of its own; pairs a second over all."""
-    size = max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004 (what most people have)
-    with setting(bench.kind, size) as masters, bench.everybody(masters.urls, probes=False) as contenders:
+    with setting(bench.kind, bench.effort.usual) as masters, bench.contenders(masters.urls) as contenders:
         for callers in bench.effort.crowds:
             yield _crowd(bench.effort, masters, contenders, callers)
 
@@ -367,7 +405,7 @@ class Relay:
 
 def leases(bench: Bench) -> Iterator[list[Record]]:
     """What it costs to keep many leases, ours alone, and whether all are kept; no library beside it has them."""
-    effort, size = bench.effort, max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004
+    effort, size = bench.effort, bench.effort.usual
     for condition, situations in ((Condition.FAR, effort.keeping), (Condition.FROZEN, effort.freezing)):
         for many, ttl, seconds in situations:
             yield [_leases(bench, library, (size, condition), (many, ttl, seconds)) for library in _ours()]
@@ -419,7 +457,7 @@ def memory(bench: Bench) -> Iterator[list[Record]]:
 
 
 def _memory(bench: Bench, library: Library) -> Record:
-    effort, size = bench.effort, max(size for size in bench.effort.sizes if size <= 3)  # noqa: PLR2004
+    effort, size = bench.effort, bench.effort.usual
     with setting(bench.kind, size) as masters, start(library, bench.environments, masters.urls) as contender:
         contender.greet()
         part, grown = effort.lasting // PARTS, []
@@ -435,6 +473,146 @@ def _memory(bench: Bench, library: Library) -> Record:
             early = sizes[len(sizes) // 10]
             record.memory = (sizes[-1] - early) / (record.samples * 0.9)
         return record
+
+
+# ---- one master that is not like the others --------------------------------------------------------------------------
+
+BESIDE = tuple(library for library in LIBRARIES if library.environment in {"", "redlock-py", "pottery"})
+
+
+def distant(bench: Bench) -> Iterator[list[Record]]:
+    """One master far away: a pair beside one with all masters near, and what is open and left at the far one."""
+    for condition in bench.effort.away:
+        for size in bench.effort.sizes:
+            if size > 1:
+                yield _distant(bench, size, condition)
+
+
+def _distant(bench: Bench, size: int, condition: Condition) -> list[Record]:
+    with (
+        setting(bench.kind, size, condition) as masters,
+        setting(bench.kind, size) as healthy,
+        bench.contenders(masters.urls, BESIDE) as contenders,
+        bench.contenders(healthy.urls, BESIDE) as controls,
+    ):
+        records = _checked_pairs("distant", bench.effort, masters, contenders, controls)
+        for record, contender in zip(records, contenders, strict=True):
+            record.connections = _connections(contender, bench.effort, masters)
+        seconds = SETTLING + 4 * masters.round_trip
+        _tell(contenders, f"rest {seconds}")
+        _answers(contenders, seconds + bench.effort.bound)
+        for record, contender in zip(records, contenders, strict=True):
+            record.left = masters.left(contender.pid)
+        return records
+
+
+def _checked_pairs(
+    scenario: str, effort: Effort, masters: Setting, contenders: Sequence[Contender], controls: Sequence[Contender]
+) -> list[Record]:
+    """Of contenders, each beside its control in the same turns."""
+    firsts = _take_all_turns(effort, [*contenders, *controls], masters)
+    records = [_pairs_record(scenario, contender, contenders[0], masters) for contender in contenders]
+    for record, contender, control, first in zip(records, contenders, controls, firsts, strict=False):
+        record.first = first
+        record.check(contender.turns, control.turns)
+    return records
+
+
+def _connections(contender: Contender, effort: Effort, masters: Setting) -> int | None:
+    """How many it has to the first master at most, in a turn that is not timed."""
+    if contender.trouble:
+        return None
+    return most_connections(
+        contender.pid, masters.first_port, lambda: contender.take_turn(effort.bound / 4, MANY, effort.bound)
+    )
+
+
+def _tell(contenders: Sequence[Contender], question: str) -> None:
+    """Ask all at once; `_answers` has what they say."""
+    for contender in contenders:
+        if not contender.trouble:
+            try:
+                contender.send(question)
+            except Unable as error:
+                contender.trouble = str(error)
+
+
+def _answers(contenders: Sequence[Contender], bound: float) -> list[dict[str, Any]]:
+    """Of all; an empty one of those that cannot answer, which note why."""
+    return [_answer(contender, bound) for contender in contenders]
+
+
+def _answer(contender: Contender, bound: float) -> dict[str, Any]:
+    if contender.trouble:
+        return {}
+    try:
+        return contender.receive(bound)
+    except Unable as error:
+        contender.trouble = str(error)
+        return {}
+
+
+def first_unlock(bench: Bench) -> Iterator[list[Record]]:
+    """Of a manager that has just been made, with a master hung before that."""
+    effort, size = bench.effort, bench.effort.usual
+    with setting(bench.kind, size, Condition.HUNG_BEFORE) as masters, setting(bench.kind, size) as healthy:
+        masters.strike()
+        with (
+            bench.contenders(masters.urls, BESIDE) as contenders,
+            bench.contenders(healthy.urls, BESIDE) as controls,
+        ):
+            everyone = [*contenders, *controls]
+            turns = [[_first_unlock(contender, effort.bound) for contender in everyone] for _ in range(effort.turns)]
+            unlocks = list(zip(*turns, strict=True))
+            records = [
+                _first_unlock_record(contender, masters, times, unlocks[0])
+                for contender, times in zip(contenders, unlocks, strict=False)
+            ]
+            for record, times, control in zip(records, unlocks, unlocks[len(records) :], strict=False):
+                record.check(times, control)
+            yield records
+
+
+def _first_unlock(contender: Contender, bound: float) -> float | None:
+    """Milliseconds."""
+    if contender.trouble:
+        return None
+    try:
+        answer = contender.ask("fresh 0 1", bound)
+    except Unable as error:
+        contender.trouble = str(error)
+        return None
+    contender.pairs += answer["pairs"]
+    contender.failed.update(answer["failed"])
+    unlocked: list[float] = answer["unlocked"]
+    return unlocked[0] / 1000 if unlocked else None
+
+
+def _first_unlock_record(
+    contender: Contender, masters: Setting, times: Sequence[float | None], ours: Sequence[float | None]
+) -> Record:
+    record = Record("first unlock", masters.condition.value, masters.size, 1, contender.name, "ms")
+    record.fill([each for each in times if each is not None])
+    record.trouble = contender.troubles
+    if contender.name != OURS:
+        record.compare(ours, times)
+    return record
+
+
+# ---- managers that are not kept --------------------------------------------------------------------------------------
+
+
+def managers(bench: Bench) -> Iterator[list[Record]]:
+    """A new manager for each pair, beside one that is kept."""
+    libraries = [library for library in LIBRARIES if library.most >= bench.effort.usual]
+    with (
+        setting(bench.kind, bench.effort.usual) as masters,
+        bench.contenders(masters.urls, libraries) as contenders,
+        bench.contenders(masters.urls, libraries) as controls,
+    ):
+        for contender in contenders:
+            contender.work = "fresh"
+        yield _checked_pairs("managers", bench.effort, masters, contenders, controls)
 
 
 # ---- import ----------------------------------------------------------------------------------------------------------
@@ -474,5 +652,8 @@ SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (
     queue,
     leases,
     memory,
+    distant,
+    first_unlock,
+    managers,
     imports,
 )

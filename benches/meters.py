@@ -1,4 +1,4 @@
-"""What an operation costs the machine: processor time and system calls of a process, both seen from outside."""
+"""What an operation costs the machine: processor time, system calls and connections of a process, seen from outside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ATTACH = 5.0  # seconds that strace may take
+LOOK = 0.005  # seconds between two looks at the connections
+_REMOTE, _INODE = 2, 9  # columns of /proc/net/tcp
 _UNFINISHED = re.compile(rb"<unfinished \.\.\.>$")
 
 
@@ -72,6 +75,44 @@ def _attached(pid: int, log: Path) -> subprocess.Popen[bytes] | None:
 def _is_call(line: bytes) -> bool:
     """A call that began and ended, or the end of one that another thread's interrupted in the log."""
     return b" = " in line and not _UNFINISHED.search(line)
+
+
+def most_connections(pid: int, port: int, work: Callable[[], None]) -> int | None:
+    """How many connections to a port of this machine a process has at most while ``work`` goes on.
+
+    Returns:
+        None where that cannot be asked.
+    """
+    if sys.platform != "linux":
+        return None
+    counts, done = [_connections(pid, port)], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK):
+            counts.append(_connections(pid, port))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(counts)
+
+
+def _connections(pid: int, port: int) -> int:
+    """How many there are now, those included that are being made or closed."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    there = {f"socket:[{row[_INODE]}]" for row in rows if row[_REMOTE].endswith(f":{port:04X}")}
+    return sum(_link(file) in there for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _link(file: Path) -> str:
+    try:
+        return str(file.readlink())
+    except OSError:  # it has been closed meanwhile
+        return ""
 
 
 def switches(pid: int) -> int | None:

@@ -36,7 +36,7 @@ class Record:
     """One contender in one situation.
 
     Attributes:
-        scenario: "pairs", "crowd", "hand-over", "queue", "leases", "memory" or "import".
+        scenario: as the keys of ``tables.TITLES``.
         condition: of the masters, as `Condition` names it.
         masters: how many.
         callers: how many at once; of leases, how many are kept.
@@ -48,11 +48,15 @@ class Record:
         worst: the largest.
         locked: the median until the lock was held, where the number is of lock and unlock together.
         first: the first one with a master broken.
+        control: the median over turns of the same contender where nothing is wrong, in the same turns.
+        times: what it is beside its control: the median over turns of one's median divided by the other's.
         ours: what `OURS` is beside this contender: the median over turns of one's median divided by the other's.
         cpu: microseconds of processor time for an operation, in the contender's process.
         calls: system calls for an operation (or what else ``machine["system calls"]`` says was counted).
         commands: that all masters together carried out for an operation.
         least: how often the one held the lock who got it least often, and in ``most`` who got it most often.
+        connections: to the first master, at most.
+        left: keys that are left on the first master.
         ttl: seconds, of leases.
         rate: operations a second.
         lost: leases that were lost, and in ``early`` those of them that had more time than the holder needs to be told.
@@ -74,6 +78,10 @@ class Record:
     worst: float | None = None
     locked: float | None = None
     first: float | None = None
+    control: float | None = None
+    times: float | None = None
+    times_low: float | None = None
+    times_high: float | None = None
     ours: float | None = None
     ours_low: float | None = None
     ours_high: float | None = None
@@ -82,6 +90,8 @@ class Record:
     commands: float | None = None
     least: int | None = None
     most: int | None = None
+    connections: int | None = None
+    left: int | None = None
     ttl: int = 0
     rate: float | None = None
     lost: int | None = None
@@ -100,10 +110,21 @@ class Record:
             self.p99 = statistics.quantiles(sample, n=100, method="inclusive")[98]
 
     def compare(self, ours: Sequence[float | None], theirs: Sequence[float | None]) -> None:
-        """Set ours beside theirs, turn by turn; a turn in which one of them had nothing does not count."""
-        ratios = [a / b for a, b in zip(ours, theirs, strict=False) if a and b]
-        if ratios:
+        """Set ours beside theirs, turn by turn."""
+        if ratios := _ratios(ours, theirs):
             self.ours, self.ours_low, self.ours_high = Spread.of(ratios)
+
+    def check(self, turns: Sequence[float | None], control: Sequence[float | None]) -> None:
+        """Set it beside its control, turn by turn."""
+        if medians := [each for each in control if each]:
+            self.control = statistics.median(medians)
+        if ratios := _ratios(turns, control):
+            self.times, self.times_low, self.times_high = Spread.of(ratios)
+
+
+def _ratios(some: Sequence[float | None], others: Sequence[float | None]) -> list[float]:
+    """Of each turn; one in which one of them had nothing does not count."""
+    return [a / b for a, b in zip(some, others, strict=False) if a and b]
 
 
 @dataclass

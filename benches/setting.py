@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import selectors
 import statistics
 import subprocess
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 # Of replies, and up to so much more each way. With what the proxy itself takes, about 2 ms: `far` measures it.
 DELAY, JITTER = 0.001, 0.0005  # seconds
-FAR = 0.005  # seconds, each way
 SLOW = 0.05  # seconds; well within the timeout below
 # What one would set who expects masters to break. Contenders without such an option go without.
 TIMEOUTS = "?socket_timeout=0.1&socket_connect_timeout=0.1"
@@ -43,14 +43,30 @@ class Condition(Enum):
     DELAYED = "2 ms away"
     FAR = "5 ms away each way"
     FROZEN = "5 ms away each way, a majority frozen for 1 s"
+    DISTANT = "one 50 ms away"
+    REMOTE = "one 1 s away"
+    HUNG_BEFORE = "one hung before the first call"
     SLOW = "one slow"
     HUNG = "one hung"
     DEAD = "one dead"
 
     @property
     def is_fault(self) -> bool:
-        """Whether one master is broken, which N = 1 cannot survive."""
+        """Whether one master breaks, which N = 1 cannot survive, and all are given a timeout for it."""
         return self in {Condition.SLOW, Condition.HUNG, Condition.DEAD}
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether one master becomes worse than the others, which a first call has to find out."""
+        return self.is_fault or self in AWAY
+
+
+# Seconds of a round trip to the masters behind wires: to the first one, or to all of them.
+AWAY = {
+    Condition.DISTANT: 0.05,
+    Condition.REMOTE: 1.0,
+}
+ALL_AWAY = {Condition.FAR: 0.01, Condition.FROZEN: 0.01}
 
 
 class Wire:
@@ -95,24 +111,30 @@ class Setting:
             self._servers.append(Server(kind))
             stack.callback(self._servers[-1].stop)
         self._wires: list[Wire] = []
-        for server in self._servers if condition in {Condition.FAR, Condition.FROZEN} else ():
+        for server in self._behind_wires():
             self._wires.append(Wire(server))
             stack.callback(self._wires[-1].stop)
         self._proxies: list[Proxy] = []
-        for server in self._far_away():
+        for server in self._behind_proxies():
             self._proxies.append(Proxy(server))
             stack.callback(self._proxies[-1].stop)
         if condition is Condition.DELAYED:
             for proxy in self._proxies:
                 proxy.delay, proxy.jitter = DELAY, JITTER
 
-    def _far_away(self) -> Sequence[Server]:
+    def _behind_wires(self) -> Sequence[Server]:
+        if self.condition in ALL_AWAY:
+            return self._servers
+        return self._servers[:1] if self.condition in AWAY else []
+
+    def _behind_proxies(self) -> Sequence[Server]:
         among = {Condition.DELAYED: self._servers, Condition.SLOW: self._servers[:1]}
         return among.get(self.condition, [])
 
     @property
     def _places(self) -> Sequence[Place | Wire]:
-        return self._wires or [*self._proxies, *self._servers[len(self._proxies) :]]
+        between: list[Place | Wire] = [*self._wires, *self._proxies]
+        return [*between, *self._servers[len(between) :]]
 
     @property
     def urls(self) -> list[str]:
@@ -120,13 +142,23 @@ class Setting:
         options = TIMEOUTS if self.condition.is_fault else ""
         return [place.url + options for place in self._places]
 
+    @property
+    def first_port(self) -> int:
+        """Where contenders connect to the first master."""
+        return int(self._places[0].url.rpartition(":")[2])
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds to the master that is farthest away, once it is."""
+        return {**AWAY, **ALL_AWAY}.get(self.condition, 0.0)
+
     def strike(self) -> None:
-        """Break the first master, or move all far away, if that is the condition."""
+        """Break the first master or move masters away, if that is the condition."""
         for wire in self._wires:
-            wire.delay(FAR)
+            wire.delay(self.round_trip / 2)
         if self.condition is Condition.SLOW:
             self._proxies[0].delay = SLOW
-        elif self.condition is Condition.HUNG:
+        elif self.condition in {Condition.HUNG, Condition.HUNG_BEFORE}:
             self._servers[0].freeze()
         elif self.condition is Condition.DEAD:
             self._servers[0].kill()
@@ -140,14 +172,18 @@ class Setting:
         for server in majority:
             server.thaw()
 
+    def left(self, pid: int) -> int:
+        """How many locks of a contender the first master has."""
+        keys = self._servers[0].keys()
+        return sum(bool(re.search(rb"bench:%d\b" % pid, key)) for key in keys)
+
     def commands(self) -> int:
         """How many all masters together have carried out so far."""
         return sum(int(_admin(server).info("stats")["total_commands_processed"]) for server in self._servers)
 
     def round_trips(self) -> list[float]:
         """Some to the first master, in milliseconds, from Python."""
-        port = int(self._places[0].url.rpartition(":")[2])
-        client = self._servers[0].client(port=port)
+        client = self._servers[0].client(port=self.first_port)
         return [_ping(client) for _ in range(30)][10:]
 
 

@@ -18,6 +18,9 @@ TITLES = {
     "queue": "hand-over after hand-over among {callers} processes, N = {masters}; milliseconds from the unlock on",
     "leases": "{callers} leases with a TTL of {ttl} s are kept, {condition}, N = {masters}",
     "memory": "memory of a process in which one caller locks and unlocks, N = {masters}; MiB",
+    "distant": "lock and unlock, one caller, {condition}, N = {masters}; microseconds",
+    "first unlock": "first unlock of a new manager, {condition}, N = {masters}; milliseconds",
+    "managers": "lock and unlock, a new manager for each pair, N = {masters}; microseconds",
     "import": "import redlock, beyond a bare interpreter; milliseconds",
 }
 
@@ -31,9 +34,16 @@ def number(value: float | None) -> str:
 
 def ratio(record: Record) -> str:
     """What ours is beside it, with the middle half."""
-    if record.ours is None or record.ours_low is None or record.ours_high is None:
-        return ""
-    return f"{number(record.ours)} x ({number(record.ours_low)}-{number(record.ours_high)})"
+    return _times(record.ours, record.ours_low, record.ours_high)
+
+
+def beside_control(record: Record) -> str:
+    """How many times its control it is, with the middle half."""
+    return _times(record.times, record.times_low, record.times_high)
+
+
+def _times(median: float | None, low: float | None, high: float | None) -> str:
+    return "" if median is None else f"{number(median)} x ({number(low)}-{number(high)})"
 
 
 Column = tuple[str, "Callable[[Record], str]"]
@@ -88,6 +98,31 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("pairs", lambda record: str(record.samples or "")),
         ("bytes a pair", lambda record: number(record.memory)),
         REST[1],
+    ),
+    "distant": (
+        *MEDIAN,
+        ("p99", lambda record: number(record.p99)),
+        ("held after", lambda record: number(record.locked)),
+        ("first call", lambda record: number(record.first)),
+        ("healthy", lambda record: number(record.control)),
+        ("beside healthy", beside_control),
+        ("connections", lambda record: number(record.connections)),
+        ("keys left", lambda record: number(record.left)),
+        *REST,
+    ),
+    "first unlock": (
+        *MEDIAN,
+        ("worst", lambda record: number(record.worst)),
+        ("healthy", lambda record: number(record.control)),
+        ("beside healthy", beside_control),
+        *REST,
+    ),
+    "managers": (
+        *MEDIAN,
+        ("p99", lambda record: number(record.p99)),
+        ("kept", lambda record: number(record.control)),
+        ("beside kept", beside_control),
+        *REST,
     ),
     "import": (*MEDIAN, *REST),
 }

@@ -5,11 +5,14 @@ Runs in the environment of its library, so it imports nothing else that is not P
     worker.py LIBRARY URL...    says {"version": text}, or {"cannot": why}; then a line of JSON for each line it gets:
 
     pairs SECONDS MOST     -> {"locked": [microseconds], "pairs": [microseconds], "failed": {why: times}}
+    fresh SECONDS MOST     -> the same and {"unlocked": [microseconds]}, with a new manager for each pair; "locked" and
+                              "unlocked" are the calls alone, "pairs" includes making and dropping the manager
     crowd CALLERS SECONDS  -> {"pairs": how many, "seconds": how long, "failed": {why: times}}
     hold                   -> {"at": nanoseconds}, once the lock of all contenders is ours
     free                   -> {"at": nanoseconds}, when the unlock began
     weigh TTL              -> {"leases": how many, "objects": bytes for one of them in Python's own memory}
     keep LEASES TTL        -> {"leases": how many there are now}; the TTL in milliseconds
+    rest SECONDS           -> {}, after so long; an event loop runs meanwhile
     watch SECONDS          -> {"renewals": how many, "lost": how many, "early": how many of these}
 """
 
@@ -26,6 +29,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
+from functools import partial
 from hashlib import sha1
 from importlib import import_module as _import
 from importlib.metadata import PackageNotFoundError, version
@@ -54,17 +58,24 @@ class Library:
         unlock: takes what ``lock`` returned.
         awaits: whether both have to be awaited.
         manager: what else it has, for those who know it.
+        close: to be awaited before the manager is dropped, if that is not enough.
     """
 
     def __init__(
-        self, lock: Callable[[str], Any], unlock: Callable[[Any], Any], *, awaits: bool = False, manager: Any = None
+        self,
+        lock: Callable[[str], Any],
+        unlock: Callable[[Any], Any],
+        *,
+        awaits: bool = False,
+        manager: Any = None,
+        close: Callable[[], Any] | None = None,
     ) -> None:
-        self.lock, self.unlock, self.awaits, self.manager = lock, unlock, awaits, manager
+        self.lock, self.unlock, self.awaits, self.manager, self.close = lock, unlock, awaits, manager, close
 
 
-def by_manager(manager: Any, ttl: int, *, awaits: bool = False) -> Library:
+def by_manager(manager: Any, ttl: int, **more: Any) -> Library:
     """A library whose locks are made by one object for all."""
-    return Library(lambda resource: manager.lock(resource, ttl), manager.unlock, awaits=awaits, manager=manager)
+    return Library(lambda resource: manager.lock(resource, ttl), manager.unlock, manager=manager, **more)
 
 
 def by_object(make: Callable[[str], Any]) -> Library:
@@ -115,7 +126,8 @@ def glasslion(urls: Sequence[str]) -> Library:
 def aioredlock(urls: Sequence[str]) -> Library:
     """aioredlock; the options of URLs are for redis-py, and it has no timeout that could be set instead."""
     masters = [url.partition("?")[0] for url in urls]
-    return by_manager(_import("aioredlock").Aioredlock(masters), TTL, awaits=True)
+    manager = _import("aioredlock").Aioredlock(masters)
+    return by_manager(manager, TTL, awaits=True, close=manager.destroy)
 
 
 class Raw:
@@ -240,14 +252,14 @@ class Worker:
     """Obeys commands.
 
     Args:
-        library: what is timed.
+        make: what is timed, with a new manager.
     """
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    def __init__(self, make: Callable[[], Library]) -> None:
+        self._make, self._library = make, make()
         self._loop = asyncio.new_event_loop()
         self._resource = f"bench:{os.getpid()}"
-        self._caller = Caller(library, SHARED)
+        self._caller = Caller(self._library, SHARED)
         self._lock: Any = None
         self._leases: list[Any] = []
         self._early = 0
@@ -259,6 +271,36 @@ class Worker:
         if caller.failed:
             self._resource += "'"
         return {"locked": caller.locked, "pairs": caller.pairs, "failed": caller.failed}
+
+    def fresh(self, seconds: float, most: float) -> dict[str, object]:
+        """One caller, with a new manager for each pair."""
+        return self._run(self._fresh(time.perf_counter() + seconds, most))
+
+    async def _fresh(self, end: float, most: float) -> dict[str, object]:
+        locked: list[float] = []
+        unlocked: list[float] = []
+        pairs: list[float] = []
+        failed: Counter[str] = Counter()
+        while not (pairs or failed) or (time.perf_counter() < end and len(pairs) < most):
+            begin = time.perf_counter_ns()
+            lock, pair, failure = await self._pair_with_new_manager()
+            took = (time.perf_counter_ns() - begin) / 1000
+            locked += lock
+            unlocked += [released - held for released, held in zip(pair, lock, strict=True)]
+            pairs += [took] * len(pair)
+            failed.update(failure)
+        return {"locked": locked, "unlocked": unlocked, "pairs": pairs, "failed": failed}
+
+    async def _pair_with_new_manager(self) -> tuple[list[float], list[float], Counter[str]]:
+        """What a `Caller` has counted; the manager is dropped on return, which is part of the cost."""
+        library = self._make()
+        caller = Caller(library, self._resource)
+        await caller.pair()
+        if library.close is not None:
+            await library.close()
+        if caller.failed:
+            self._resource += "'"
+        return caller.locked, caller.pairs, caller.failed
 
     def crowd(self, callers: float, seconds: float) -> dict[str, object]:
         """Many callers of one manager, each with a resource of its own: threads, or tasks of one loop."""
@@ -308,13 +350,18 @@ class Worker:
         left = lease._state.expires_at - _import("redlock._redlock").now()  # noqa: SLF001 (`remaining` is 0 by now)
         self._early += left * 1000 > max(lease.ttl / 20, 50)
 
-    def watch(self, seconds: float) -> dict[str, int]:
-        """Let them be renewed."""
-        before = self._library.manager.stats()
+    def rest(self, seconds: float) -> dict[str, int]:
+        """Do nothing, and let others of this process do what they have to."""
         if self._library.awaits:
             self._loop.run_until_complete(asyncio.sleep(seconds))
         else:
             time.sleep(seconds)
+        return {}
+
+    def watch(self, seconds: float) -> dict[str, int]:
+        """Let them be renewed."""
+        before = self._library.manager.stats()
+        self.rest(seconds)
         after = self._library.manager.stats()
         return {"renewals": after.extended - before.extended, "lost": after.lost, "early": self._early}
 
@@ -379,7 +426,7 @@ def main() -> None:
     logging.disable()
     name, *urls = sys.argv[1:]
     try:
-        worker = Worker(LIBRARIES[name](urls))
+        worker = Worker(partial(LIBRARIES[name], urls))
     except Exception as error:  # noqa: BLE001 (it is passed on)
         say({"cannot": str(error) or type(error).__name__})
         return
