@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Distances that are so short that what makes them adds much to them.
-MEASURED = (Condition.DELAYED, Condition.FAR)
+MEASURED = (Condition.DELAYED, Condition.FAR, Condition.NEAR, Condition.NEARBY)
 
 
 def machine(bench: Bench) -> dict[str, str]:

@@ -7,7 +7,9 @@ import random
 import select
 import statistics
 import subprocess
+import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +18,7 @@ from .contenders import LIBRARIES, RAW_FROM_PYTHON, Contender, Library, Unable, 
 from .meters import cpu_seconds, most_connections, resident, switches, system_calls
 from .records import OURS, Record
 from .setting import Condition, setting
+from .worker import SHARED, TTL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +35,12 @@ PARTS = 100  # of what is to show whether memory grows
 BRIEF = (0.0, 0.002)  # the same, where nobody polls
 MANY = 1_000_000  # pairs: as many as there is time for
 SETTLING = 1.0  # seconds, and some round trips, until nothing is on its way any more
+LATER = 0.05  # seconds after a grant
+LEASES, LEASE_TTL = 20, 3  # while masters are restarted; the TTL in seconds
+BETWEEN = 0.5  # seconds between the restarts of two masters
+RESTARTING = 6.0  # seconds: for all restarts, and then more than a TTL
+IDLE = 1.2  # seconds: more than the one after which the engine takes a connection for one that may be forgotten
+SLICE = 0.2  # seconds that a contender rests at a time while its masters are looked at
 
 
 class Effort(NamedTuple):
@@ -53,6 +62,8 @@ class Effort(NamedTuple):
         lasting: pairs over which the memory is to stay as it is.
         imports: how often.
         away: how far away one master is.
+        locks: whose masters are counted.
+        idles: unlocks after a time in which nothing happens.
     """
 
     sizes: tuple[int, ...]
@@ -70,6 +81,8 @@ class Effort(NamedTuple):
     lasting: int
     imports: int
     away: tuple[Condition, ...]
+    locks: int
+    idles: int
 
     @property
     def usual(self) -> int:
@@ -93,6 +106,8 @@ FULL = Effort(
     100_000,
     12,
     (Condition.DISTANT, Condition.REMOTE),
+    100,
+    5,
 )
 QUICK = Effort(
     (3,),
@@ -110,6 +125,8 @@ QUICK = Effort(
     2000,
     3,
     (Condition.DISTANT,),
+    10,
+    1,
 )
 
 
@@ -599,6 +616,129 @@ def _first_unlock_record(
     return record
 
 
+# ---- whether all masters have a lock, and none after its end ---------------------------------------------------------
+
+
+def coverage(bench: Bench) -> Iterator[list[Record]]:
+    """How many masters have a lock soon after its grant, one of them a little farther away, ours alone."""
+    for condition in (Condition.NEAR, Condition.NEARBY):
+        yield [_coverage(bench, library, condition) for library in _ours()]
+
+
+def _coverage(bench: Bench, library: Library, condition: Condition) -> Record:
+    effort, holders = bench.effort, []
+    record = Record("coverage", condition.value, effort.usual, 1, library.name, "masters")
+    with setting(bench.kind, effort.usual, condition) as masters:
+        masters.strike()
+        with start(library, bench.environments, masters.urls) as contender:
+            contender.greet()
+            try:
+                for _ in range(effort.locks):
+                    contender.ask("hold", effort.bound)
+                    contender.ask(f"rest {LATER}", effort.bound)
+                    holders.append(masters.having(SHARED))
+                    contender.ask("free", effort.bound)
+            except Unable as error:
+                record.trouble = contender.trouble or str(error)
+    record.count(holders)
+    return record
+
+
+def restarts(bench: Bench) -> Iterator[list[Record]]:
+    """Leases that are kept while all masters are restarted with their data, ours alone."""
+    effort, size = bench.effort, bench.effort.usual
+    with setting(bench.kind, size, Condition.RESTARTED) as masters:
+        masters.strike()
+        with bench.contenders(masters.urls, _ours()) as contenders:
+            _tell(contenders, f"keep {LEASES} {LEASE_TTL * 1000}")
+            _answers(contenders, effort.bound)
+            _tell(contenders, f"watch {RESTARTING}")
+            begin = time.perf_counter()
+            masters.restart(BETWEEN)
+            too_long = time.perf_counter() - begin + LEASE_TTL > RESTARTING
+            seen = _answers(contenders, RESTARTING + effort.bound)
+            yield [_restarts_record(*each, masters, too_long=too_long) for each in zip(contenders, seen, strict=True)]
+
+
+def _restarts_record(contender: Contender, seen: dict[str, Any], masters: Setting, *, too_long: bool) -> Record:
+    record = Record("restarts", masters.condition.value, masters.size, LEASES, contender.name, "", ttl=LEASE_TTL)
+    record.samples = seen.get("renewals", 0)
+    record.lost, record.early = seen.get("lost"), seen.get("early")
+    record.trouble = contender.trouble or ("restarts took too long for the losses to be seen" if too_long else "")
+    return record
+
+
+def command(bench: Bench) -> Iterator[list[Record]]:
+    """How many masters have a lock when the command that took it has ended, each time a new process."""
+    effort, times, holders = bench.effort, [], []
+    failed: Counter[str] = Counter()
+    record = Record("command", Condition.HEALTHY.value, effort.usual, 1, OURS, "ms")
+    with setting(bench.kind, effort.usual) as masters:
+        addresses = [word for url in masters.urls for word in ("--redis", url)]
+        words = [sys.executable, "-m", "redlock", "--quiet", *addresses, "lock"]
+        environment = plain_environment()
+        for number in range(effort.locks):
+            name = f"bench:command:{number}"
+            begin = time.perf_counter()
+            code = subprocess.run(
+                [*words, name, f"{TTL}s"], check=False, cwd="/", env=environment, stdout=subprocess.DEVNULL
+            ).returncode
+            times.append((time.perf_counter() - begin) * 1000)
+            holders.append(masters.having(name))
+            if code:
+                failed[f"exit code {code}"] += 1
+    record.fill(times)
+    record.count(holders)
+    record.trouble = "; ".join(f"{why} ({often} of {effort.locks})" for why, often in failed.items())
+    yield [record]
+
+
+def forgotten(bench: Bench) -> Iterator[list[Record]]:
+    """An unlock over connections that are idle and on which everything is lost, ours alone."""
+    yield [_forgotten(bench, library) for library in _ours()]
+
+
+def _forgotten(bench: Bench, library: Library) -> Record:
+    effort, times, gone = bench.effort, [], []
+    record = Record("forgotten", Condition.FORGOTTEN.value, effort.usual, 1, library.name, "ms")
+    with (
+        setting(bench.kind, effort.usual, Condition.FORGOTTEN) as masters,
+        start(library, bench.environments, masters.urls) as contender,
+    ):
+        contender.greet()
+        try:
+            for _ in range(effort.idles):
+                contender.ask("hold", effort.bound)
+                contender.ask(f"rest {IDLE}", IDLE + effort.bound)
+                masters.strike()
+                call = contender.ask("free", effort.bound)
+                times.append((call["done"] - call["at"]) / 1e6)
+                gone.append(_gone(contender, masters, call["done"], effort.bound))
+        except Unable as error:
+            record.trouble = contender.trouble or str(error)
+    record.fill(times)
+    record.gone = max(gone, default=None)
+    return record
+
+
+def _gone(contender: Contender, masters: Setting, since: int, bound: float) -> float:
+    """Milliseconds from an instant until no master has the lock.
+
+    Raises:
+        Unable: some have it for longer than ``bound`` seconds.
+    """
+    end = time.perf_counter() + bound
+    while time.perf_counter() < end:
+        contender.send(f"rest {SLICE}")  # an event loop that does not run would release nothing
+        at = 0
+        while not at and not select.select([contender], [], [], 0.001)[0]:
+            at = 0 if masters.having(SHARED) else time.perf_counter_ns()
+        contender.receive(bound)
+        if at:
+            return (at - since) / 1e6
+    raise Unable(f"still on {masters.having(SHARED)} masters after {bound:g} s")
+
+
 # ---- managers that are not kept --------------------------------------------------------------------------------------
 
 
@@ -654,6 +794,10 @@ SCENARIOS: tuple[Callable[[Bench], Iterator[list[Record]]], ...] = (
     memory,
     distant,
     first_unlock,
+    coverage,
+    restarts,
+    command,
+    forgotten,
     managers,
     imports,
 )

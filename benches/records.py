@@ -57,6 +57,9 @@ class Record:
         least: how often the one held the lock who got it least often, and in ``most`` who got it most often.
         connections: to the first master, at most.
         left: keys that are left on the first master.
+        whole: of the samples, how many locks all masters had; in ``fewest`` how many masters had the lock that the
+            fewest had.
+        gone: milliseconds from the return of an unlock until no master had the key, at most.
         ttl: seconds, of leases.
         rate: operations a second.
         lost: leases that were lost, and in ``early`` those of them that had more time than the holder needs to be told.
@@ -92,6 +95,9 @@ class Record:
     most: int | None = None
     connections: int | None = None
     left: int | None = None
+    whole: int | None = None
+    fewest: int | None = None
+    gone: float | None = None
     ttl: int = 0
     rate: float | None = None
     lost: int | None = None
@@ -108,6 +114,12 @@ class Record:
             self.worst = max(sample)
         if len(sample) > 1:
             self.p99 = statistics.quantiles(sample, n=100, method="inclusive")[98]
+
+    def count(self, holders: Sequence[int]) -> None:
+        """Describe locks by how many masters had each of them."""
+        self.samples = len(holders)
+        if holders:
+            self.whole, self.fewest = holders.count(self.masters), min(holders)
 
     def compare(self, ours: Sequence[float | None], theirs: Sequence[float | None]) -> None:
         """Set ours beside theirs, turn by turn."""

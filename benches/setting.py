@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -43,9 +44,13 @@ class Condition(Enum):
     DELAYED = "2 ms away"
     FAR = "5 ms away each way"
     FROZEN = "5 ms away each way, a majority frozen for 1 s"
+    NEAR = "one 0.5 ms away"
+    NEARBY = "one 3 ms away"
     DISTANT = "one 50 ms away"
     REMOTE = "one 1 s away"
+    RESTARTED = "one 3 ms away, all restarted one after another"
     HUNG_BEFORE = "one hung before the first call"
+    FORGOTTEN = "all idle connections forgotten"
     SLOW = "one slow"
     HUNG = "one hung"
     DEAD = "one dead"
@@ -63,6 +68,9 @@ class Condition(Enum):
 
 # Seconds of a round trip to the masters behind wires: to the first one, or to all of them.
 AWAY = {
+    Condition.NEAR: 0.0005,
+    Condition.NEARBY: 0.003,
+    Condition.RESTARTED: 0.003,
     Condition.DISTANT: 0.05,
     Condition.REMOTE: 1.0,
 }
@@ -108,7 +116,7 @@ class Setting:
         self.size, self.condition = size, condition
         self._servers: list[Server] = []
         for _ in range(size):
-            self._servers.append(Server(kind))
+            self._servers.append(Server(kind, aof=condition is Condition.RESTARTED))
             stack.callback(self._servers[-1].stop)
         self._wires: list[Wire] = []
         for server in self._behind_wires():
@@ -128,7 +136,11 @@ class Setting:
         return self._servers[:1] if self.condition in AWAY else []
 
     def _behind_proxies(self) -> Sequence[Server]:
-        among = {Condition.DELAYED: self._servers, Condition.SLOW: self._servers[:1]}
+        among = {
+            Condition.DELAYED: self._servers,
+            Condition.FORGOTTEN: self._servers,
+            Condition.SLOW: self._servers[:1],
+        }
         return among.get(self.condition, [])
 
     @property
@@ -153,10 +165,13 @@ class Setting:
         return {**AWAY, **ALL_AWAY}.get(self.condition, 0.0)
 
     def strike(self) -> None:
-        """Break the first master or move masters away, if that is the condition."""
+        """Break the first master, move masters away or forget connections, if that is the condition."""
         for wire in self._wires:
             wire.delay(self.round_trip / 2)
-        if self.condition is Condition.SLOW:
+        if self.condition is Condition.FORGOTTEN:
+            for proxy in self._proxies:
+                proxy.forget()
+        elif self.condition is Condition.SLOW:
             self._proxies[0].delay = SLOW
         elif self.condition in {Condition.HUNG, Condition.HUNG_BEFORE}:
             self._servers[0].freeze()
@@ -171,6 +186,17 @@ class Setting:
         time.sleep(seconds)
         for server in majority:
             server.thaw()
+
+    def restart(self, pause: float) -> None:
+        """Kill each master and start it with its data, one after another, with seconds between them."""
+        for server in self._servers:
+            server.restart()
+            time.sleep(pause)
+
+    def having(self, resource: str) -> int:
+        """How many masters have one and the same lock."""
+        keys = Counter(key for server in self._servers if (key := server.get(resource)) is not None)
+        return max(keys.values(), default=0)
 
     def left(self, pid: int) -> int:
         """How many locks of a contender the first master has."""

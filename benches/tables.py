@@ -20,6 +20,10 @@ TITLES = {
     "memory": "memory of a process in which one caller locks and unlocks, N = {masters}; MiB",
     "distant": "lock and unlock, one caller, {condition}, N = {masters}; microseconds",
     "first unlock": "first unlock of a new manager, {condition}, N = {masters}; milliseconds",
+    "coverage": "masters that have a lock 50 ms after its grant, {condition}, N = {masters}",
+    "restarts": "{callers} leases with a TTL of {ttl} s are kept, {condition}, N = {masters}",
+    "command": "masters that have a lock when `redlock lock` has ended, N = {masters}; milliseconds",
+    "forgotten": "unlock, {condition}, N = {masters}; milliseconds",
     "managers": "lock and unlock, a new manager for each pair, N = {masters}; microseconds",
     "import": "import redlock, beyond a bare interpreter; milliseconds",
 }
@@ -54,6 +58,11 @@ MEDIAN: tuple[Column, ...] = (
     ("middle half", lambda record: f"{number(record.low)}-{number(record.high)}" if record.samples else ""),
 )
 REST: tuple[Column, ...] = (("redlock-rs is", ratio), ("trouble", lambda record: record.trouble))
+HOLDERS: tuple[Column, ...] = (
+    ("locks", lambda record: str(record.samples or "")),
+    ("on all masters", lambda record: number(record.whole)),
+    ("fewest masters", lambda record: number(record.fewest)),
+)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "pairs": (
         *MEDIAN,
@@ -116,6 +125,22 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("healthy", lambda record: number(record.control)),
         ("beside healthy", beside_control),
         *REST,
+    ),
+    "coverage": (MEDIAN[0], *HOLDERS, REST[1]),
+    "restarts": (
+        MEDIAN[0],
+        ("lost", lambda record: number(record.lost)),
+        ("lost too early", lambda record: number(record.early)),
+        ("renewals", lambda record: str(record.samples or "")),
+        REST[1],
+    ),
+    "command": (*MEDIAN, ("worst", lambda record: number(record.worst)), *HOLDERS, REST[1]),
+    "forgotten": (
+        *MEDIAN,
+        ("worst", lambda record: number(record.worst)),
+        ("unlocks", lambda record: str(record.samples or "")),
+        ("gone after", lambda record: number(record.gone)),
+        REST[1],
     ),
     "managers": (
         *MEDIAN,

@@ -39,7 +39,11 @@ class Wire:
             end.set()
 
     async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
-        far_in, far_out = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            far_in, far_out = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:  # the master is being restarted
+            near_out.close()
+            return
         await asyncio.gather(self._pump(near_in, far_out), self._pump(far_in, near_out))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

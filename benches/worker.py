@@ -9,7 +9,7 @@ Runs in the environment of its library, so it imports nothing else that is not P
                               "unlocked" are the calls alone, "pairs" includes making and dropping the manager
     crowd CALLERS SECONDS  -> {"pairs": how many, "seconds": how long, "failed": {why: times}}
     hold                   -> {"at": nanoseconds}, once the lock of all contenders is ours
-    free                   -> {"at": nanoseconds}, when the unlock began
+    free                   -> {"at": nanoseconds, "done": nanoseconds}, when the unlock began and when it returned
     weigh TTL              -> {"leases": how many, "objects": bytes for one of them in Python's own memory}
     keep LEASES TTL        -> {"leases": how many there are now}; the TTL in milliseconds
     rest SECONDS           -> {}, after so long; an event loop runs meanwhile
@@ -322,7 +322,7 @@ class Worker:
         """Let the next one have it."""
         begin = time.perf_counter_ns()
         self._run(self._caller.unlock(self._lock))
-        return {"at": begin}
+        return {"at": begin, "done": time.perf_counter_ns()}
 
     def weigh(self, ttl: float) -> dict[str, float]:
         """Take some leases that are renewed, and look at what Python allocates for them."""
