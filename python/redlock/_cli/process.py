@@ -178,8 +178,9 @@ class Command:
         self._status: int | None = None
         self.is_stopped = False
         self.group = os.posix_spawnp(words[0], words, environment, setsigdef=_RESTORED, **start)  # type: ignore[arg-type]
-        terminal.lend(self.group)
-        self.send(signal.SIGCONT)  # if it wanted to read before the terminal was its own
+        if terminal.is_ours:
+            terminal.lend(self.group)
+            self.send(signal.SIGCONT)  # if it wanted to read before the terminal was its own
 
     @property
     def exit_code(self) -> int | None:
