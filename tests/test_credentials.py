@@ -112,6 +112,7 @@ def test_an_asyncio_manager_asks_it_too(three):
         lock = await adlm.lock("r", TTL)
         assert lock
         await adlm.unlock(lock)
+        await asyncio.to_thread(wait_until, lambda: tokens.asked == 3)  # one may still be connecting
         client = redis.asyncio.Redis(host=servers[0].host, port=servers[0].port, credential_provider=tokens)
         assert await AsyncRedlock([client]).lock("r", TTL)
 
