@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from redlock._redlock import finish
+from redlock._redlock import close_unused, finish
 from support.loop import RIG
 from support.proxy import Proxy
 from support.scripted import Script, Scripted
@@ -93,6 +93,12 @@ def _pool() -> Iterator[ServerPool]:
     pool = ServerPool()
     yield pool
     pool.stop()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared() -> None:
+    """Nothing is known of the masters: an earlier test's managers would share it with this one's."""
+    close_unused(used_too=True)
 
 
 @pytest.fixture

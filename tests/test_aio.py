@@ -22,7 +22,7 @@ import redis
 import redis.asyncio
 
 import redlock
-from redlock import AsyncRedlock, CannotObtainLock, Lock, LockContended
+from redlock import AsyncRedlock, CannotObtainLock, Lock, LockContended, _loop
 from support.locks import PROMPT, TTL, amanager, awarm, held, is_held, manager, nothing_left
 from support.loops import KINDS, Turns, new_loop, run
 from support.programs import Program
@@ -561,25 +561,30 @@ def test_a_closed_loop_leaves_no_connection(masters, loop):
 
 
 @pytest.mark.parametrize("loop_kind", [*KINDS, "deaf"])
-def test_connections_end_with_their_manager(masters, loop_kind):
-    """Also in a program that makes a manager for each request. Not while a lease of its needs them."""
+def test_connections_end_a_while_after_their_last_manager(masters, loop_kind, monkeypatch):
+    """A manager for each request makes one connection to each master in all. They last while a lease needs them."""
     servers = masters(3)
+    monkeypatch.setattr(_loop, "LONGEST_UNUSED", 1.0)
 
     def connections():
-        return [len(server.connections()) for server in servers]
+        return [[each["id"] for each in server.connections()] for server in servers]
 
     def until_none():
-        return asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: connections() == [0, 0, 0])
+        return asyncio.get_running_loop().run_in_executor(None, wait_until, lambda: connections() == [[], [], []])
 
     async def main():
         lease = await amanager(servers).acquire("r", TTL)
-        await asyncio.sleep(1)
-        assert connections() == [1, 1, 1]
+        await asyncio.sleep(2)
+        assert [len(each) for each in connections()] == [1, 1, 1]
         await lease.release()
         del lease
         await until_none()
+        assert await lock_and_unlock(amanager(servers))
+        first = connections()
+        assert [len(each) for each in first] == [1, 1, 1]
         for _ in range(20):
             assert await lock_and_unlock(amanager(servers))
+        assert connections() == first
         await until_none()
 
     run(main(), Deaf() if loop_kind == "deaf" else new_loop(loop_kind))

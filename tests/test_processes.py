@@ -14,6 +14,7 @@ import time
 import pytest
 
 from redlock import Lock
+from redlock._redlock import close_unused
 from support.locks import TTL, is_held, manager, nothing_left
 from support.programs import PRELUDE, Program, run
 from support.servers import wait_until
@@ -796,12 +797,14 @@ def test_use_at_exit(masters):
     nothing_left(servers)
 
 
-def test_a_manager_that_is_collected_closes_its_connections(masters):
+def test_connections_are_closed_that_no_manager_uses(masters):
     servers = masters(3)
     dlm = manager(servers)
     dlm.unlock(dlm.lock("r", TTL))
     assert all(server.connections() for server in servers)
     del dlm
+    assert all(server.connections() for server in servers), "kept for the next one"
+    close_unused()
     wait_until(lambda: not any(server.connections() for server in servers), 5)
 
 

@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from redlock import Redlock
+from redlock._redlock import close_unused
 from support.certificates import CLIENT, SERVE, SERVER, SIGN, Made, intermediate, leaf, make, root
 from support.locks import TTL
 from support.servers import wait_until
@@ -312,7 +313,9 @@ def test_a_file_broken_later_is_an_error_of_the_connection(masters, fronts, moun
     (server,) = masters(1)
     front = fronts(server, authority.server, client_ca=authority.ca)
     where = mounted(authority)
-    one, other = (Redlock([mutual(front, where)], 5, 0.1) for _ in range(2))
+    one = Redlock([mutual(front, where)], 5, 0.1)
+    close_unused(used_too=True)
+    other = Redlock([mutual(front, where)], 5, 0.1)
     (where / name).unlink()
     assert one.lock("r", TTL) is False
     assert f"{where / name}: cannot be read" in said()

@@ -39,7 +39,7 @@ def connect(items: Iterable[AsyncItem], guards: Guards) -> tuple[_connections.Ma
         TypeError: ``items`` is not iterable.
     """
     listed = list(items)
-    masters = _connections.Masters(_connections.connect(listed, _client), guards)
+    masters = _connections.Masters.of_items(listed, _client, guards)
     masters.check_distinct()
     if masters.engine:
         return masters, []

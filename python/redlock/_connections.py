@@ -30,7 +30,7 @@ import redis.sentinel
 from redlock import _sentinel
 from redlock._arguments import NO_GUARDS
 from redlock._masters import Client, Native
-from redlock._redlock import Endpoint, Engine
+from redlock._redlock import Endpoint, Engine, close_unused, forget_parents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from redlock._types import Item, SupportsSetEval
 
 logger = logging.getLogger("redlock")
+
+# A child would keep connections open that no manager uses.
+os.register_at_fork(before=close_unused, after_in_child=forget_parents)
 
 # What a redis-py connection can be told and an endpoint carries.
 _HONOURED = frozenset({
@@ -83,6 +86,23 @@ _VERIFY_FLAGS = (
 )
 _KNOWN_FLAGS = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_TRUSTED_FIRST
 _TLS_VERSIONS = {ssl.TLSVersion.TLSv1_2: "1.2", ssl.TLSVersion.TLSv1_3: "1.3"}
+
+_WITHOUT_TLS = (redis.connection.Connection, redis.connection.UnixDomainSocketConnection)
+
+# What was read of items, and the class of their connections, by the item and by what read it.
+_READ: dict[object, tuple[Endpoint, Any]] = {}
+_MOST_READ = 100
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+_READERS = operator.attrgetter(
+    "client.Redis.__init__",
+    "client.Redis.from_url",
+    "client.ConnectionPool",
+    "connection.parse_url",
+    "connection.ConnectionPool.__init__",
+    "connection.ConnectionPool.from_url",
+    "connection.Connection.__init__",
+    "connection.UnixDomainSocketConnection.__init__",
+)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -170,16 +190,56 @@ def client(item: Item) -> SupportsSetEval:
     return item
 
 
+def _for_later(items: Iterable[Any]) -> Callable[[], list[SupportsSetEval]]:
+    """Makes the clients of URLs and mappings later, of what is in them now, and by what would make them now."""
+    kind, from_url = redis.client.Redis, redis.client.Redis.from_url
+    items = [dict(item) if isinstance(item, Mapping) else item for item in items]
+
+    def make(item: Any) -> SupportsSetEval:
+        if isinstance(item, bytes):
+            item = item.decode()
+        made: SupportsSetEval = from_url(redis_pys(item)) if isinstance(item, str) else kind(**item)
+        return made
+
+    return lambda: connect(items, make)
+
+
+def _key(item: object) -> object:
+    """What stands for a URL or a mapping in :data:`_READ`; ``None`` if it is to be read again in any case."""
+    if _redis().StrictRedis is not redis.client.Redis:
+        return None
+    if isinstance(item, Mapping):
+        if not all(type(value) in _PLAIN for value in item.values()):
+            return None  # it may change, or be equal to another that is not the same
+        item = tuple((name, type(value), value) for name, value in item.items())
+    elif type(item) not in _PLAIN:
+        return None
+    return item, *_READERS(redis)
+
+
 def redis_pys(url: str) -> str:
     """A URL as redis-py writes it, which knows only one of two names."""
     return re.sub("^redis[+]unix://", "unix://", url)
+
+
+class Clients:
+    """The clients of a connection list, which are made when they are looked at for the first time."""
+
+    def __init__(self, make: Callable[[], list[SupportsSetEval]]) -> None:
+        self._make = make
+
+    def made(self) -> list[Any]:
+        """The clients, always the same: another thread may look as well."""
+        made: list[Any] = vars(self).get("_made") or vars(self).setdefault("_made", self._make())
+        return made
 
 
 class Masters:
     """The servers of a manager and the engine over them, for as long as the servers stay the same.
 
     Attributes:
-        servers: what this was made of.
+        servers: what this was made of; ``None`` where all was known without, until :meth:`made` is called.
+        clients: of a connection list.
         engine: ``None`` unless it can honour every server in full.
         names: what logs call the servers.
         is_patched: tells whether another method was put in the place of redis-py's: that is to be called then.
@@ -190,31 +250,102 @@ class Masters:
         Warning: settings that no server can be reached with.
     """
 
-    def __init__(self, servers: Collection[SupportsSetEval], guards: Guards = NO_GUARDS) -> None:
-        self.servers = copy.copy(servers)
-        found = [_or_reason(server) for server in self.servers]
+    _mixture: tuple[list[Master], _Patches] | None = None
+
+    def __init__(
+        self,
+        found: Sequence[Endpoint | str],
+        servers: Collection[SupportsSetEval] | None,
+        guards: Guards,
+        clients: Clients | None = None,
+    ) -> None:
+        self.servers = servers
+        self.clients = clients
+        self.failing: dict[int, tuple[str | None, int]] = {}
+        self.is_patched: Callable[[], bool] = _never
         known = [each for each in found if not isinstance(each, str)]
-        self.engine = Engine(known, logger.log, *guards) if known and len(known) == len(found) else None
-        if guards != NO_GUARDS and not self.engine:
-            message = "restart_guard and clock_guard need masters given as URLs, dicts or plain redis-py clients"
-            raise Warning(message)
+        self._endpoints = known
         self.names = [
             name(server) if isinstance(each, str) else each.address
-            for each, server in zip(found, self.servers, strict=True)
+            for each, server in zip(found, servers or found, strict=True)
         ]
-        if not self.engine:
-            _say_why_not(self.names, found, are_some_plain=bool(known))
-        self.failing: dict[int, tuple[str | None, int]] = {}
-        self._known = [each.address for each in known]
-        self.is_patched = _Patches(self.servers).are_there if self.engine else _never
-        plain = [server for server, each in zip(self.servers, found, strict=True) if not isinstance(each, str)]
-        self._mixture: tuple[list[Master], _Patches] | None = None
-        if plain and not self.engine:
+        self.engine = Engine(known, logger.log, *guards) if known and len(known) == len(found) else None
+        if self.engine or servers is None:
+            return
+        if guards != NO_GUARDS:
+            message = "restart_guard and clock_guard need masters given as URLs, dicts or plain redis-py clients"
+            raise Warning(message)
+        _say_why_not(self.names, found, are_some_plain=bool(known))
+        if known:
             stand_ins: list[Master] = [
                 Client(server) if isinstance(each, str) else Native(each)
-                for server, each in zip(self.servers, found, strict=True)
+                for server, each in zip(servers, found, strict=True)
             ]
+            plain = [server for server, each in zip(servers, found, strict=True) if not isinstance(each, str)]
             self._mixture = stand_ins, _Patches(plain)
+
+    @classmethod
+    def of_servers(cls, servers: Collection[SupportsSetEval], guards: Guards = NO_GUARDS) -> Masters:
+        """The masters of these clients.
+
+        Args:
+            servers: redis-py's clients, or those of the caller.
+            guards: of :func:`~redlock._arguments.guards`.
+
+        Raises:
+            Warning: settings that no server can be reached with.
+        """
+        servers = copy.copy(servers)
+        masters = cls([_or_reason(server) for server in servers], servers, guards)
+        if masters.engine:
+            masters.is_patched = _Patches(servers).are_there
+        return masters
+
+    @classmethod
+    def of_items(cls, items: Iterable[S], make: Callable[[S], SupportsSetEval], guards: Guards = NO_GUARDS) -> Masters:
+        """The masters of a connection list. Clients are made of its items if those were not read before.
+
+        Args:
+            items: as in :func:`connect`.
+            make: the same.
+            guards: of :func:`~redlock._arguments.guards`.
+
+        Raises:
+            Warning: as :func:`connect`, and as :meth:`of_servers`.
+            TypeError: ``items`` is not iterable.
+        """
+        items = list(items)
+        keys = [_key(item) for item in items]
+        read = [_READ.get(key) for key in keys]
+        if items and all(read):
+            known = list(filter(None, read))
+            masters = cls([endpoint for endpoint, _ in known], None, guards, Clients(_for_later(items)))
+            masters.is_patched = _Patches((), {kind for _, kind in known}).are_there
+            return masters
+        servers = connect(items, make)
+        masters = cls.of_servers(servers, guards)
+        masters.clients = Clients(lambda: servers)
+        if masters.engine:
+            for key, endpoint, server in zip(keys, masters._endpoints, servers, strict=True):  # noqa: SLF001 - of this class
+                kind = cast("Any", server).connection_pool.connection_class
+                if key is not None and kind in _WITHOUT_TLS:  # for TLS, files and the environment are read each time
+                    if len(_READ) >= _MOST_READ:
+                        _READ.clear()
+                    _READ[key] = endpoint, kind
+        return masters
+
+    def made(self) -> list[Any]:
+        """The servers, which are made now if they were not looked at before; a list of the caller's own."""
+        if self.servers is None and self.clients:
+            servers = self.clients.made()
+            self.is_patched = _Patches(servers).are_there
+            self.servers = servers
+        return list(self.servers or ())
+
+    def close_connections(self) -> None:
+        """Have them closed with this, unless another manager uses them: there are other servers from now on."""
+        if self.engine:
+            self.engine.close_with_me()
 
     def one_by_one(self) -> Sequence[Master]:
         """The masters where no engine asks all of them: plain clients have one each, unless any of those is patched."""
@@ -222,7 +353,7 @@ class Masters:
             stand_ins, patches = self._mixture
             if not patches.are_there():
                 return stand_ins
-        return [Client(server) for server in self.servers]
+        return [Client(server) for server in self.made()]
 
     def check_distinct(self) -> None:
         """Refuse one database named twice: it would have two votes. Several databases of one server are logged.
@@ -230,11 +361,12 @@ class Masters:
         Raises:
             Warning: two servers have the same address and database.
         """
-        twice = sorted({address for address in self._known if self._known.count(address) > 1})
+        known = [endpoint.address for endpoint in self._endpoints]
+        twice = sorted({address for address in known if known.count(address) > 1})
         if twice:
             message = f"listed twice: {', '.join(twice)}; each master has one vote"
             raise Warning(message)
-        hosts = [address.rpartition("/")[0] for address in self._known]
+        hosts = [address.rpartition("/")[0] for address in known]
         for host in sorted({host for host in hosts if hosts.count(host) > 1}):
             logger.warning("%s is listed with several databases: those fail together", host)
 
@@ -252,8 +384,8 @@ _CONNECT = operator.attrgetter("connect")
 class _Patches:
     """What may have been put in the place of redis-py's own methods, in clients or in their classes."""
 
-    def __init__(self, servers: Collection[SupportsSetEval]) -> None:
-        self._kinds = {cast("Any", server).connection_pool.connection_class for server in servers}
+    def __init__(self, servers: Collection[SupportsSetEval], kinds: Collection[Connection] = ()) -> None:
+        self._kinds = {*kinds, *(cast("Any", server).connection_pool.connection_class for server in servers)}
         # What was last found in the classes, and may be passed by.
         self._passed: list[Any] = []
         # The live ones. These methods are inherited: they stand in there only when they were patched in, and then there

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 from redlock._watching import WatchingThread
 
@@ -24,27 +24,67 @@ if TYPE_CHECKING:
 GRACE = 1.0
 # Seconds after which the engine looks at its clock again: the loop's stands still while the machine is suspended.
 LONGEST_WAIT = 0.5
+# Seconds for which connections are kept for the next manager when the last one is gone, and how many managers' at most.
+LONGEST_UNUSED = 60
+MOST_UNUSED = 8
 
 
 class LoopHost:
     """Waits for the engine's sockets and deadlines with a reader and the timers of one loop.
 
     The loop owns it: it lives as long as that reader, a timer or a task of the loop refers to it. When the loop is
-    closed none does, and the connections end with it. They end as well when their manager is gone, and nothing is left
-    to do on them.
+    closed none does, and the connections end with it. Managers of the same masters share it. When the last of them is
+    gone it is kept for :data:`LONGEST_UNUSED`, and then ends as soon as nothing is left to do on its connections.
     """
 
-    def __init__(self, session: LoopSession, manager: LoopHosts) -> None:
+    def __init__(self, session: LoopSession) -> None:
         self._session = session
         self._calls: dict[int, _Call[Any]] = {}
         self._due: float | None = None  # not the timer: that would keep the loop alive
         self._watched: int | None = None
         self._thread: ref[WatchingThread] | None = None  # the loop keeps it
+        self._managers: set[ref[LoopHosts]] = set()
+        self.unused_since: float | None = None
+        self._is_timed = False
+
+    def serve(self, manager: LoopHosts) -> None:
+        """Wait for what this manager begins as well, until it is collected."""
         host, loop, pid = ref(self), ref(asyncio.get_running_loop()), os.getpid()
-        self._manager = ref(manager, lambda _: _leave(host, loop, pid))
+        self._managers.add(ref(manager, lambda gone: _leave(host, gone, loop, pid)))
+        self.unused_since = None
+
+    def leave(self, gone: ref[LoopHosts]) -> None:
+        """A manager was collected. Called in the loop."""
+        self._managers.discard(gone)
+        if self._managers:
+            return
+        loop = asyncio.get_running_loop()
+        self.unused_since = loop.time()
+        if not self._is_timed:
+            self._is_timed = True
+            loop.call_later(LONGEST_UNUSED, _age, ref(self), os.getpid())
+        shared = _HOSTS[loop]
+        unused = sorted(
+            (since, home) for home, host in list(shared.items()) if (since := host.unused_since) is not None
+        )
+        for _, home in unused[:-MOST_UNUSED]:
+            shared.pop(home).close_when_done()
+
+    def age(self) -> None:
+        """Close it, unless it was used meanwhile. Called in the loop."""
+        loop = asyncio.get_running_loop()
+        self._is_timed = False
+        if self.unused_since is None:
+            return
+        left = self.unused_since + LONGEST_UNUSED - loop.time()
+        if left > 0:
+            self._is_timed = True
+            loop.call_later(left, _age, ref(self), os.getpid())
+        elif _HOSTS[loop].get(self._session.home) is self:
+            _HOSTS[loop].pop(self._session.home).close_when_done()
 
     def close_when_done(self) -> None:
-        """Have the connections end as soon as nothing is left to do on them. Called in the loop."""
+        """Have the connections end as soon as nothing is left to do on them. No manager finds it any more."""
         loop = asyncio.get_running_loop()
         if self._calls or self._session.is_busy():
             loop.call_later(LONGEST_WAIT, self.close_when_done)
@@ -160,16 +200,38 @@ class _Call(Generic[T]):
             self.over.set_result(None)
 
 
-def _leave(host: ref[LoopHost], loop: ref[asyncio.AbstractEventLoop], pid: int) -> None:
+def _leave(host: ref[LoopHost], gone: ref[LoopHosts], loop: ref[asyncio.AbstractEventLoop], pid: int) -> None:
     """Called when a manager is collected: in any thread, in the middle of anything, and in a forked child as well."""
     left, running = host(), loop()
     if left and running and pid == os.getpid():
         with contextlib.suppress(RuntimeError):  # it is closed
-            running.call_soon_threadsafe(left.close_when_done)
+            running.call_soon_threadsafe(left.leave, gone)
+
+
+def _age(host: ref[LoopHost], pid: int) -> None:
+    """Called in the loop when a host was not used for long; in a forked child that goes on with it as well."""
+    kept = host()
+    if kept and pid == os.getpid():
+        kept.age()
+
+
+# The hosts of each loop, by what the engines have in common that may share one.
+_HOSTS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, LoopHost]] = WeakKeyDictionary()
+
+
+def _close_unused() -> None:
+    """Close what no manager uses in the running loop: a forked child would keep those connections open."""
+    with contextlib.suppress(RuntimeError, KeyError):  # there is no loop, or none of ours in it
+        shared = _HOSTS[asyncio.get_running_loop()]
+        for home in [home for home, host in list(shared.items()) if host.unused_since is not None]:
+            shared.pop(home).close_when_done()
+
+
+os.register_at_fork(before=_close_unused)
 
 
 class LoopHosts:
-    """The hosts of one manager: one for each event loop that it is used in."""
+    """The hosts of one manager: one for each event loop that it is used in. Others of the same masters share them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -191,6 +253,10 @@ class LoopHosts:
         known = self._hosts.get(loop)
         host = known() if known else None
         if host is None:
-            host = LoopHost(self._engine.loop_session(), self)
+            shared = _HOSTS.setdefault(loop, WeakValueDictionary())
+            host = shared.get(self._engine.home)
+            if host is None:
+                host = shared[self._engine.home] = LoopHost(self._engine.loop_session())
+            host.serve(self)
             self._hosts[loop] = ref(host)
         return host

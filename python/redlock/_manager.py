@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, ParamSpec, TypeVar
 
     from redlock._attempts import Attempt
-    from redlock._connections import Masters
+    from redlock._connections import Clients, Masters
     from redlock._counters import Counters
     from redlock._lease import Lease
     from redlock._outcomes import Sighting
@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
+
+
+class _Servers:
+    """The servers of a manager, made when they are looked at for the first time: most programs never do."""
+
+    def __get__(self, manager: Redlock | None, kind: type[Redlock]) -> Any:
+        if manager is None:
+            return self
+        # Those of the connection list, also if others stood in their place meanwhile, as in a test.
+        listed = manager.__dict__.get("_listed")
+        if listed is None:
+            message = f"{kind.__name__!r} object has no attribute 'servers'"
+            raise AttributeError(message)
+        masters = manager._masters  # noqa: SLF001 - a part of that class
+        made = masters.made() if masters and masters.clients is listed else list(listed.made())
+        return manager.__dict__.setdefault("servers", made)
 
 
 class Redlock:
@@ -43,11 +59,12 @@ class Redlock:
     clock_drift_factor: float = 0.01
     unlock_script: str = UNLOCK_SCRIPT
 
-    servers: list[Any]
+    servers: list[Any] = _Servers()  # type: ignore[assignment] # which is what instances see
     quorum: int
     retry_count: float
     retry_delay: float
     _masters: Masters | None = None
+    _listed: Clients | None = None  # of the connection list
     _guards = NO_GUARDS
     _counters: Counters | None = None
     # Around each `acquire`; it gives what is told how often the masters were asked.
@@ -85,16 +102,18 @@ class Redlock:
         from redlock import _attempts, _connections, _leasing, _objects, _stats  # noqa: F401, PLC0415
 
         try:
-            self.servers = _connections.connect(connection_list, _connections.client)
             self._guards = guards(restart_guard, clock_guard)
-            self._masters = _connections.Masters(self.servers, self._guards)
-            self._masters.check_distinct()
+            masters = _connections.Masters.of_items(connection_list, _connections.client, self._guards)
+            self._masters, self._listed = masters, masters.clients
+            if masters.servers is not None or "servers" in self.__dict__ or type(self).servers is not _SERVERS:
+                self.servers = masters.made()
+            masters.check_distinct()
         except Warning as warning:
             # Error trackers show the variables of every frame: not those that hold passwords.
             connection_list = ()
             raise warning.with_traceback(None) from None
-        self.quorum = majority(len(self.servers))
-        if not self.servers:
+        self.quorum = majority(len(masters.names))
+        if not masters.names:
             message = "Failed to connect to the majority of redis servers"
             raise CannotObtainLock(message)
         self.retry_count = retry_count or self.default_retry_count
@@ -102,7 +121,7 @@ class Redlock:
 
     def __repr__(self) -> str:
         """How many masters; not which, for clients show passwords."""
-        servers = getattr(self, "servers", ())
+        servers = self.__dict__.get("servers") or (self._masters.names if self._masters else ())
         return f"<{type(self).__name__} over {len(servers)} masters, quorum {getattr(self, 'quorum', None)}>"
 
     def lock(self, resource: Encodable, ttl: int) -> Lock | Literal[False]:
@@ -435,13 +454,12 @@ class Redlock:
 
         Chosen for each call: callers change ``servers`` and patch methods at any time.
         """
-        masters = self._masters
-        if masters is None or masters.servers != self.servers:
-            from redlock._connections import Masters  # noqa: PLC0415
-
-            masters = self._masters = Masters(self.servers, self._guards)
+        masters, kind, own = self._masters, type(self), self.__dict__
+        servers = own.get("servers") if kind.servers is _SERVERS else self.servers
+        # None: they are those of the connection list, and were not looked at.
+        if masters is None or (masters.clients is not self._listed if servers is None else masters.servers != servers):
+            masters = self._changed()
         counters = self._counters or self._count()
-        kind, own = type(self), self.__dict__
         if (
             masters.engine is None
             # As `_own` has it, written out: each call passes here.
@@ -457,9 +475,20 @@ class Redlock:
             backend.new_key = self.get_unique_id
         return backend
 
+    def _changed(self) -> Masters:
+        """The masters where ``servers`` has changed."""
+        from redlock._connections import Masters  # noqa: PLC0415
+
+        if self._masters:
+            self._masters.close_connections()
+        masters = self._masters = Masters.of_servers(self.servers, self._guards)
+        return masters
+
     def _by_clients(self, masters: Masters, counters: Counters) -> Backend:
         from redlock._objects import Hooks, Objects  # noqa: PLC0415
 
+        if masters.servers is None:
+            self.__dict__.setdefault("servers", masters.made())
         own = self._own("lock_instance", _LOCK_INSTANCE), self._own("unlock_instance", _UNLOCK_INSTANCE)
         hooks = Hooks(type(self).__name__, self.get_unique_id, *own)
         return Objects(masters, self.quorum, self.unlock_script, counters, hooks)
@@ -479,6 +508,7 @@ class Redlock:
         return self._counters
 
 
+_SERVERS = Redlock.servers
 _LOCK_INSTANCE = Redlock.lock_instance
 _UNLOCK_INSTANCE = Redlock.unlock_instance
 _GET_UNIQUE_ID = Redlock.get_unique_id

@@ -114,7 +114,8 @@ class Native:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
-        self._engine = Engine([endpoint], _pass_over)  # who calls says it, as of any other client
+        # Who calls logs it, as of any other client.
+        self._engine = Engine([endpoint], _pass_over, shares=False)
 
     @property
     def origin(self) -> object:

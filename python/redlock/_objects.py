@@ -83,7 +83,7 @@ class Objects:
         self._script = script
         self._hooks = hooks
         self._masters: Sequence[Master] = (
-            [Client(server, hooks.lock_instance) for server in masters.servers]
+            [Client(server, hooks.lock_instance) for server in masters.made()]
             if hooks.lock_instance or hooks.unlock_instance
             else masters.one_by_one()
         )

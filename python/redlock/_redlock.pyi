@@ -19,7 +19,9 @@ __all__ = [
     "Operation",
     "Vote",
     "__version__",
+    "close_unused",
     "finish",
+    "forget_parents",
     "majority",
     "now",
     "pause",
@@ -96,7 +98,9 @@ class Endpoint:
 class Engine:
     """Sessions to N masters, and the operations over them, for blocking callers.
 
-    Safe to share between threads and across ``fork``.
+    Safe to share between threads and across ``fork``. Engines of one process with the same endpoints and guards have
+    their sessions in common. When the last of these engines is dropped, some are kept: any call of any engine closes
+    those that were not used for a minute.
 
     Args:
         endpoints: one per master, at least one.
@@ -105,6 +109,7 @@ class Engine:
         restart_guard_ms: a master that may have forgotten gives no vote for so long, or for the longest TTL asked for
             if that is longer; ``None``: it does.
         clock_guard: neither does one whose clock moves against ours.
+        shares: whether it has sessions, and what there is to log, in common with others.
     """
 
     def __new__(
@@ -113,6 +118,8 @@ class Engine:
         log: Callable[[int, str], None],
         restart_guard_ms: int | None = None,
         clock_guard: bool = False,
+        *,
+        shares: bool = True,
     ) -> Engine: ...
     def run(self, operation: Operation[_T]) -> _T:
         """Do it in this thread, other Python threads going on meanwhile; log what was noticed on the way.
@@ -126,11 +133,16 @@ class Engine:
             RuntimeError: in a child that was forked meanwhile; the call goes on in its parent.
         """
 
+    def close_with_me(self) -> None:
+        """Have the connections closed when this is dropped, unless another engine uses them."""
+
     def health(self) -> list[tuple[str | None, int, int]]:
         """What has become of each master's commands since the engine was made, or the process forked.
 
+        Those of other engines count that have the same endpoints and guards: they share sessions.
+
         Returns:
-            Per master what it last failed with (``None`` if it has mended since, or never failed), how often it
+            Per master what it last failed with (``None`` if it has answered since, or never failed), how often it
             answered with an error or could not be reached, and how often it did not answer.
         """
 
@@ -148,6 +160,10 @@ class Engine:
 
         The masters that are slower have as long again as the quorum took: at least 10 ms, and at most 100 ms.
         """
+
+    @property
+    def home(self) -> int:
+        """What engines that share sessions have in common in one process; another number in a forked child."""
 
     def loop_session(self) -> LoopSession:
         """A session for one event loop. It lives as long as the object; see there."""
@@ -169,6 +185,10 @@ class LoopSession:
     When the object ends, operations that have not ended are given up: releases of what they took are sent, though not
     waited for.
     """
+
+    @property
+    def home(self) -> int:
+        """As :attr:`Engine.home`."""
 
     def start(self, operation: Operation[Any]) -> int:
         """Begin an operation; returns the number it is known by from now on."""
@@ -473,6 +493,16 @@ class Held:
 
 def finish(seconds: float) -> None:
     """Release the leases that are renewed, since the process ends; wait for that, but no longer than this."""
+
+def close_unused(*, used_too: bool = False) -> None:
+    """Close the connections to masters that no engine uses any more, of which some are kept otherwise.
+
+    Args:
+        used_too: later engines share nothing with those that are there: so tests are independent of each other.
+    """
+
+def forget_parents() -> None:
+    """This is a child that was just forked: it shares no connections with its parent's engines."""
 
 def pause_driver() -> None:
     """End the thread of the driver, since the process is about to fork."""

@@ -36,7 +36,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class MasterStats:
-    """One master, as the calls of this manager have seen it.
+    """One master, as the calls of this manager and of others with the same masters in this process have seen it.
 
     Attributes:
         name: as in the log.

@@ -65,6 +65,12 @@ impl Masters {
         &self.handle
     }
 
+    /// Whether the process ends after this call: then what a quorum decides reaches the others before it returns, if they
+    /// are not much slower.
+    pub fn expect_last_call(&self, is_last_call: bool) {
+        self.is_last_call.store(is_last_call, Ordering::Relaxed);
+    }
+
     /// A key nobody else has.
     #[must_use]
     pub fn fresh_key(&self) -> Key {
@@ -234,12 +240,6 @@ impl Session {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         self.masters.handle()
-    }
-
-    /// The process ends after the next call: what a quorum decides reaches the others before it returns, if they are not
-    /// much slower.
-    pub fn is_for_last_call(&self) {
-        self.masters.is_last_call.store(true, Ordering::Relaxed);
     }
 
     /// Begin `operation`; it makes progress in [`Session::turn`]s, whoever waits for it or not.

@@ -7,18 +7,18 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-use rustix::process::{Pid, getpid};
 use rustix::thread::gettid;
 
 use crate::clock::{BootClock, Clock, Instant};
 use crate::engine::Session;
 use crate::engine::owed;
 use crate::engine::renew::{SharedLease, Waits, keep, release_lease};
+use crate::host::per_process::PerProcess;
 use crate::host::pool::{InProcess, Pool};
 use crate::host::{System, blocking};
 use crate::lease::{Reason, Step};
@@ -99,20 +99,15 @@ pub fn resume() -> io::Result<()> {
     current().resume()
 }
 
-/// The driver of this process. A forked child has its own, and does not touch its parent's.
+/// The driver of this process.
 fn current() -> &'static Arc<Process> {
-    static FIRST: OnceLock<Arc<Process>> = OnceLock::new();
-    let pid = getpid();
-    let mut link = FIRST.get_or_init(Arc::default);
-    while link.pid != pid {
-        link = link.child.get_or_init(Arc::default);
-    }
-    link
+    static DRIVERS: PerProcess<Arc<Process>> = PerProcess::new();
+    DRIVERS.here()
 }
 
 /// What the driver of one process has in common with those who give it work.
+#[derive(Default)]
 struct Process {
-    pid: Pid,
     mail: Mutex<Mail>,
     /// The thread has ended, or has one task more or less.
     progress: Condvar,
@@ -124,7 +119,6 @@ struct Process {
     paused: Mutex<Option<Lanes>>,
     /// How many threads are about to fork. The first waits until this one has ended, and the others for that.
     forks: Mutex<usize>,
-    child: OnceLock<Arc<Process>>,
 }
 
 #[derive(Default)]
@@ -167,15 +161,6 @@ enum Task {
     Keep(Arc<SharedLease>),
     Release(Arc<SharedLease>),
     Settle,
-}
-
-impl Default for Process {
-    fn default() -> Self {
-        let (mail, progress, is_asleep) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        let (thread, thread_id) = (Mutex::default(), AtomicI32::default());
-        let (paused, forks, child) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Self { pid: getpid(), mail, progress, is_asleep, thread, thread_id, paused, forks, child }
-    }
 }
 
 impl Process {

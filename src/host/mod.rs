@@ -2,9 +2,11 @@
 
 pub mod blocking;
 pub mod driver;
+mod per_process;
 pub mod pool;
 pub mod queue;
 mod resolve;
+pub mod shared;
 
 use std::io;
 use std::sync::Arc;

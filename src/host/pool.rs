@@ -1,6 +1,5 @@
 //! The sessions of one manager: one for each caller at work, kept for the next.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use crate::engine::{Masters, Session};
 use crate::host::System;
 use crate::host::blocking::{self, Ended};
 use crate::host::driver;
+use crate::host::shared;
 use crate::master::endpoint::Endpoint;
 use crate::master::guard::Guards;
 use crate::master::health::{Health, Journal, Summary};
@@ -45,7 +45,6 @@ pub struct InProcess {
     owed: Arc<Owed>,
     system: System,
     sessions: Mutex<Sessions>,
-    is_for_last_call: AtomicBool,
     /// A session that owed answers is back.
     back: Condvar,
     child: OnceLock<Arc<InProcess>>,
@@ -73,6 +72,14 @@ impl Pool {
         let guards = Arc::new(guards);
         let first = InProcess::new(&endpoints, &guards);
         Self { endpoints, guards, first }
+    }
+
+    /// Whether it is for these masters, with the same settings.
+    #[must_use]
+    pub fn is_of(&self, endpoints: &[Arc<Endpoint>], guards: &Guards) -> bool {
+        self.guards.are_as(guards)
+            && self.endpoints.len() == endpoints.len()
+            && self.endpoints.iter().zip(endpoints).all(|(mine, other)| mine.is_same(other))
     }
 
     /// The part of the process that calls. Only code of the caller's can fork, and so make another one of it.
@@ -195,10 +202,10 @@ impl InProcess {
         };
         let masters = endpoints.iter().map(|endpoint| (Arc::clone(endpoint), health(endpoint))).collect();
         let (crowds, system, sessions) = (Arc::default(), System::default(), Mutex::default());
-        let (is_for_last_call, back, child) = (AtomicBool::new(false), Condvar::new(), OnceLock::new());
+        let (back, child) = (Condvar::new(), OnceLock::new());
         Arc::new_cyclic(|me: &Weak<Self>| {
             let owed = Arc::new(Owed::new(Box::new(Home(Weak::clone(me)))));
-            Self { pid: getpid(), journal, masters, crowds, owed, system, sessions, is_for_last_call, back, child }
+            Self { pid: getpid(), journal, masters, crowds, owed, system, sessions, back, child }
         })
     }
 
@@ -253,6 +260,7 @@ impl InProcess {
         let old: Vec<_> = std::iter::from_fn(|| sessions.take_old(now)).collect();
         drop(sessions);
         drop(old); // closes its connections
+        shared::close_unused(now);
     }
 
     /// What masters are owed.
@@ -292,11 +300,7 @@ impl InProcess {
     /// A session that is the caller's alone, for as long as it likes.
     #[must_use]
     pub fn new_session(&self) -> Session {
-        let session = self.session(Arc::clone(&self.owed));
-        if self.is_for_last_call.load(Ordering::Relaxed) {
-            session.is_for_last_call();
-        }
-        session
+        self.session(Arc::clone(&self.owed))
     }
 
     /// A session of an event loop, which sees by itself to what is owed.
@@ -309,9 +313,19 @@ impl InProcess {
         Session::new(&self.masters, Arc::clone(&self.crowds), owed, Arc::new(self.system.clone()))
     }
 
-    /// The process ends after its call: new sessions are for that.
-    pub fn expect_last_call(&self) {
-        self.is_for_last_call.store(true, Ordering::Relaxed);
+    /// Close sessions that are not used until there are no more than this. Called where nothing may be waited for: a session
+    /// that still waits for answers stays, and all do if another thread looks at them now.
+    pub(super) fn keep_sessions(&self, most: usize) {
+        let Ok(mut sessions) = self.sessions.try_lock() else { return };
+        let mut too_many = sessions.idle.len().saturating_sub(most);
+        let is_closed = |session: &mut Session| {
+            let is_closed = too_many > 0 && !session.awaits(None);
+            too_many -= usize::from(is_closed);
+            is_closed
+        };
+        let closed: Vec<_> = sessions.idle.extract_if(.., is_closed).collect();
+        drop(sessions);
+        drop(closed); // closes their connections
     }
 
     /// In a child: close the sessions that came with the fork, without a byte to the servers, for the parent goes on

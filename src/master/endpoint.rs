@@ -123,6 +123,38 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is the same server, reached in the same way by the same user: connections may be shared. Credentials
+    /// that are asked for are the same if it is the same object that says them.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self {
+            address,
+            db,
+            username,
+            password,
+            credentials,
+            sentinel_username,
+            sentinel_password,
+            client_name,
+            resp2,
+            socket_timeout,
+            connect_timeout,
+            keepalive,
+            health_check_interval,
+            tls,
+        } = self;
+        let credentials = match (credentials, &other.credentials) {
+            (Some(mine), Some(others)) => Arc::ptr_eq(mine, others),
+            (mine, others) => mine.is_none() && others.is_none(),
+        };
+        credentials
+            && (address, db, username, password) == (&other.address, &other.db, &other.username, &other.password)
+            && (sentinel_username, sentinel_password) == (&other.sentinel_username, &other.sentinel_password)
+            && (client_name, resp2, keepalive) == (&other.client_name, &other.resp2, &other.keepalive)
+            && (socket_timeout, connect_timeout) == (&other.socket_timeout, &other.connect_timeout)
+            && (health_check_interval, tls) == (&other.health_check_interval, &other.tls)
+    }
+
     /// The same master, or another node of it, elsewhere: reached with the same login, TLS settings and timeouts.
     #[must_use]
     pub fn at(&self, host: String, port: u16) -> Self {

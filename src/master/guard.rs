@@ -21,6 +21,8 @@ pub struct Guards {
     pub restart: bool,
     /// Neither does one whose clock cannot be relied on.
     pub clock: bool,
+    /// The longest TTL that others ask for, as the caller says, in milliseconds.
+    others_ttl_ms: u64,
     /// The longest TTL that was asked for, or that the caller says others ask for, in milliseconds.
     longest_ttl_ms: AtomicU64,
 }
@@ -32,7 +34,13 @@ impl Guards {
     /// Guards as the caller chose; `ttl_ms` is the longest TTL in use anywhere, as far as known.
     #[must_use]
     pub const fn new(restart: bool, clock: bool, ttl_ms: u64) -> Self {
-        Self { restart, clock, longest_ttl_ms: AtomicU64::new(ttl_ms) }
+        Self { restart, clock, others_ttl_ms: ttl_ms, longest_ttl_ms: AtomicU64::new(ttl_ms) }
+    }
+
+    /// Whether the caller chose the same.
+    #[must_use]
+    pub fn are_as(&self, other: &Self) -> bool {
+        (self.restart, self.clock, self.others_ttl_ms) == (other.restart, other.clock, other.others_ttl_ms)
     }
 
     /// A lock is asked for, for so long.

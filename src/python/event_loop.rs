@@ -50,6 +50,11 @@ type Report<T> = (Vec<(u64, T)>, Option<RawFd>, Option<f64>, bool);
 
 #[pymethods]
 impl LoopSession {
+    #[getter]
+    fn home(&self) -> usize {
+        Arc::as_ptr(&self.home).addr()
+    }
+
     fn start(&self, operation: &Operation) -> u64 {
         if self.is_inherited() {
             return 0;

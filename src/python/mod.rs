@@ -20,7 +20,7 @@ mod _redlock {
     #[pymodule_export]
     use super::endpoint::Endpoint;
     #[pymodule_export]
-    use super::engine::Engine;
+    use super::engine::{Engine, close_unused, forget_parents};
     #[pymodule_export]
     use super::event_loop::LoopSession;
     #[pymodule_export]

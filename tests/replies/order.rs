@@ -162,11 +162,11 @@ fn nothing_is_owed_for_a_lock_that_others_hold() {
 /// grants the caller is told of.
 fn grants_where_one_connects_late(is_last_call: bool) -> usize {
     let mut stage = silent(3);
-    if is_last_call {
-        stage.session.is_for_last_call();
-    }
     let (request, (_keep, cancel)) = (stage.request(), oneshot::channel());
-    let mut result = stage.session.start(|masters| async move { acquire(&masters, &request, cancel.fuse()).await });
+    let mut result = stage.session.start(|masters| async move {
+        masters.expect_last_call(is_last_call);
+        acquire(&masters, &request, cancel.fuse()).await
+    });
     stage.turn();
     for master in [0, 1] {
         stage.greet_all(master);

@@ -165,7 +165,7 @@ impl fmt::Debug for TlsSettings {
 /// TLS to one master: settings that could be used when they were given.
 ///
 /// Their files are read again for each connection, as redis-py does: certificates are replaced while programs run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     pub(super) settings: TlsSettings,
     pub(super) system: SystemStore,
