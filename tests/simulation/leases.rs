@@ -560,7 +560,8 @@ impl World {
         let client = self.workers[*worker].client;
         let paused = self.clients[client].paused_in_all > 0 || self.clients[client].paused_at > 0;
         let is_late = paused || self.lateness() > 0 || self.plan.late_per_mille > 0;
-        if self.is_just_extended(op, client) || is_late {
+        // A lease that may be held only so long is given its end just after it is granted.
+        if self.is_just_extended(op, client) || is_late || self.leases.habits.max_hold.is_some() {
             return u64::MAX;
         }
         let left = lease.with(|state| state.expires_at().since(self.shown(client)));
