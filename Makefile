@@ -115,7 +115,7 @@ test-rust: # the core alone, without Python; with mistakes for the simulation to
 	$(RUST_TESTS)
 
 SIM := $(RUST_TESTS) --test simulation
-SOAK := cargo test --locked --quiet --profile soak --features planted-bugs
+SOAK := $(RUST_TESTS) --profile soak
 export SEED SEEDS FIRST_SEED BUG BROKEN
 
 sim: ## thousands of simulated worlds; SEED=n replays one (BUG=LateSet, BROKEN=Forgets)

@@ -57,7 +57,19 @@ MEDIAN: tuple[Column, ...] = (
     ("median", lambda record: number(record.median)),
     ("middle half", lambda record: f"{number(record.low)}-{number(record.high)}" if record.samples else ""),
 )
-REST: tuple[Column, ...] = (("redlock-rs is", ratio), ("trouble", lambda record: record.trouble))
+P99: Column = ("p99", lambda record: number(record.p99))
+WORST: Column = ("worst", lambda record: number(record.worst))
+HELD_AFTER: Column = ("held after", lambda record: number(record.locked))
+FIRST_CALL: Column = ("first call", lambda record: number(record.first))
+PAIR: tuple[Column, ...] = (*MEDIAN, P99, HELD_AFTER, FIRST_CALL)
+HAND_OVERS: Column = ("hand-overs", lambda record: str(record.samples or ""))
+COMMANDS: Column = ("commands each", lambda record: number(record.commands))
+HEALTHY: tuple[Column, ...] = (
+    ("healthy", lambda record: number(record.control)),
+    ("beside healthy", beside_control),
+)
+TROUBLE: Column = ("trouble", lambda record: record.trouble)
+REST: tuple[Column, ...] = (("redlock-rs is", ratio), TROUBLE)
 HOLDERS: tuple[Column, ...] = (
     ("locks", lambda record: str(record.samples or "")),
     ("on all masters", lambda record: number(record.whole)),
@@ -65,10 +77,7 @@ HOLDERS: tuple[Column, ...] = (
 )
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "pairs": (
-        *MEDIAN,
-        ("p99", lambda record: number(record.p99)),
-        ("held after", lambda record: number(record.locked)),
-        ("first call", lambda record: number(record.first)),
+        *PAIR,
         ("CPU", lambda record: number(record.cpu)),
         ("system calls", lambda record: number(record.calls)),
         *REST,
@@ -76,19 +85,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "crowd": (*MEDIAN, *REST),
     "hand-over": (
         *MEDIAN,
-        ("worst", lambda record: number(record.worst)),
-        ("hand-overs", lambda record: str(record.samples or "")),
-        ("commands each", lambda record: number(record.commands)),
-        REST[1],
+        WORST,
+        HAND_OVERS,
+        COMMANDS,
+        TROUBLE,
     ),
     "queue": (
         *MEDIAN,
-        ("p99", lambda record: number(record.p99)),
-        ("worst", lambda record: number(record.worst)),
-        ("hand-overs", lambda record: str(record.samples or "")),
+        P99,
+        WORST,
+        HAND_OVERS,
         ("each held it", lambda record: f"{record.least}-{record.most} times" if record.samples else ""),
-        ("commands each", lambda record: number(record.commands)),
-        REST[1],
+        COMMANDS,
+        TROUBLE,
     ),
     "leases": (
         MEDIAN[0],
@@ -99,52 +108,47 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("commands/s", lambda record: number(record.rate and record.commands and record.rate * record.commands)),
         ("bytes a lease", lambda record: number(record.memory)),
         ("beside Python's objects", lambda record: number(_beside(record))),
-        REST[1],
+        TROUBLE,
     ),
     "memory": (
         *MEDIAN,
-        ("worst", lambda record: number(record.worst)),
+        WORST,
         ("pairs", lambda record: str(record.samples or "")),
         ("bytes a pair", lambda record: number(record.memory)),
-        REST[1],
+        TROUBLE,
     ),
     "distant": (
-        *MEDIAN,
-        ("p99", lambda record: number(record.p99)),
-        ("held after", lambda record: number(record.locked)),
-        ("first call", lambda record: number(record.first)),
-        ("healthy", lambda record: number(record.control)),
-        ("beside healthy", beside_control),
+        *PAIR,
+        *HEALTHY,
         ("connections", lambda record: number(record.connections)),
         ("keys left", lambda record: number(record.left)),
         *REST,
     ),
     "first unlock": (
         *MEDIAN,
-        ("worst", lambda record: number(record.worst)),
-        ("healthy", lambda record: number(record.control)),
-        ("beside healthy", beside_control),
+        WORST,
+        *HEALTHY,
         *REST,
     ),
-    "coverage": (MEDIAN[0], *HOLDERS, REST[1]),
+    "coverage": (MEDIAN[0], *HOLDERS, TROUBLE),
     "restarts": (
         MEDIAN[0],
         ("lost", lambda record: number(record.lost)),
         ("lost too early", lambda record: number(record.early)),
         ("renewals", lambda record: str(record.samples or "")),
-        REST[1],
+        TROUBLE,
     ),
-    "command": (*MEDIAN, ("worst", lambda record: number(record.worst)), *HOLDERS, REST[1]),
+    "command": (*MEDIAN, WORST, *HOLDERS, TROUBLE),
     "forgotten": (
         *MEDIAN,
-        ("worst", lambda record: number(record.worst)),
+        WORST,
         ("unlocks", lambda record: str(record.samples or "")),
         ("gone after", lambda record: number(record.gone)),
-        REST[1],
+        TROUBLE,
     ),
     "managers": (
         *MEDIAN,
-        ("p99", lambda record: number(record.p99)),
+        P99,
         ("kept", lambda record: number(record.control)),
         ("beside kept", beside_control),
         *REST,
