@@ -181,6 +181,7 @@ impl<'a> Round<'a> {
         if self.elsewhere.is_empty() {
             self.take_until(is_confirmed).await;
         }
+        // What is confirmed to another session wakes no task of this one.
         while !is_confirmed(&self) && !self.asked.is_empty() {
             select(pin!(self.take_until(is_confirmed)), handle.sleep(LOOKS)).await;
         }

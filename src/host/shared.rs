@@ -1,5 +1,6 @@
 //! The pools of a process: managers of the same masters, with the same settings, have one.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -113,15 +114,17 @@ impl SharedPool {
         Self { pool: Arc::new(Pool::new(endpoints, guards)), is_kept: AtomicBool::new(false) }
     }
 
-    /// The pool.
-    #[must_use]
-    pub const fn get(&self) -> &Arc<Pool> {
-        &self.pool
-    }
-
     /// The manager has other masters from now on: if no other manager uses these, their connections are closed with it.
     pub fn close_with_me(&self) {
         self.is_kept.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Deref for SharedPool {
+    type Target = Arc<Pool>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.pool
     }
 }
 

@@ -52,14 +52,14 @@ impl Engine {
         let guards = Guards::new(restart_guard_ms.is_some(), clock_guard, restart_guard_ms.unwrap_or_default());
         let endpoints = endpoints.iter().map(|endpoint| Arc::clone(&endpoint.0)).collect();
         let pool = if shares { SharedPool::of(endpoints, guards) } else { SharedPool::alone(endpoints, guards) };
-        let before = (getpid(), pool.get().here().summaries());
+        let before = (getpid(), pool.here().summaries());
         Ok(Self { pool, before, renewals: Arc::default(), is_last_call: AtomicBool::new(false), log })
     }
 
     /// Run an operation in this thread, and log what was noticed on the way. A lock is given back when an exception is
     /// raised, and when nothing is left of it.
     fn run<'py>(&self, py: Python<'py>, operation: &Operation) -> PyResult<Bound<'py, PyAny>> {
-        let caller = Caller::here(py, self.pool.get().here())?;
+        let caller = Caller::here(py, self.pool.here())?;
         let _at_work = operation.lease().map(LeaseState::work);
         let (outcome, reason) = self.perform(py, operation, caller)?;
         // The last moment at which an exception finds a lock in our hands: raised later, it would be lost with the result.
@@ -87,7 +87,7 @@ impl Engine {
             let (errors, timeouts) = counts(index);
             (summary.failure.map(|error| error.to_string()), summary.errors - errors, summary.timeouts - timeouts)
         };
-        self.pool.get().here().summaries().into_iter().enumerate().map(facts).collect()
+        self.pool.here().summaries().into_iter().enumerate().map(facts).collect()
     }
 
     /// How many leases were extended, how many were given back since no holder referred to them, and how long the masters
@@ -109,18 +109,18 @@ impl Engine {
     /// What tells its masters from those of others: engines of the same process that share sessions have the same.
     #[getter]
     fn home(&self) -> usize {
-        Arc::as_ptr(self.pool.get().here()).addr()
+        Arc::as_ptr(self.pool.here()).addr()
     }
 
     fn loop_session(this: Bound<'_, Self>) -> LoopSession {
-        let home = Arc::clone(this.get().pool.get().here());
+        let home = Arc::clone(this.get().pool.here());
         LoopSession::new(this.unbind(), home)
     }
 
     /// Log what was noticed of the masters since the last call. A handler that fails must not cost anybody a lock; what
     /// is to end the program is raised when all is logged.
     pub(super) fn write_log(&self, py: Python<'_>) -> PyResult<()> {
-        self.write(py, self.pool.get().here().journal())
+        self.write(py, self.pool.here().journal())
     }
 }
 
@@ -166,7 +166,7 @@ impl Engine {
 
     /// What leases need of it.
     pub(super) fn shared(&self) -> (Arc<Pool>, Arc<Renewals>) {
-        (Arc::clone(self.pool.get()), Arc::clone(&self.renewals))
+        (Arc::clone(&*self.pool), Arc::clone(&self.renewals))
     }
 }
 
