@@ -164,8 +164,13 @@ def _redis() -> Any:
     return vars(sys.modules["redlock"]).get("redis", redis)
 
 
-def client(item: Item) -> SupportsSetEval:
+def client(item: Item, kind: Any = None, from_url: Callable[[str], Any] | None = None) -> SupportsSetEval:
     """The client for one item.
+
+    Args:
+        item: of a connection list.
+        kind: what makes a client of a mapping; ``None``: what redis-py has for it now.
+        from_url: the same for URLs.
 
     Raises:
         Exception: whatever redis-py raises; a TypeError for what is none of the three.
@@ -175,17 +180,17 @@ def client(item: Item) -> SupportsSetEval:
     if isinstance(item, str):
         if _sentinel.is_url(item):
             return _sentinel.client(item)
-        found: SupportsSetEval = _redis().StrictRedis.from_url(redis_pys(item))
+        found: SupportsSetEval = (from_url or _redis().StrictRedis.from_url)(redis_pys(item))
         return found
     if isinstance(item, Mapping):
-        made: SupportsSetEval = _redis().StrictRedis(**item)
+        made: SupportsSetEval = (kind or _redis().StrictRedis)(**item)
         return made
-    kind = type(item)
-    if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):
-        message = f"Redlock cannot use {kind.__module__}.{kind.__qualname__}: asyncio clients are for AsyncRedlock"
+    own = type(item)
+    if any(base.__module__.startswith("redis.asyncio") for base in own.__mro__):
+        message = f"Redlock cannot use {own.__module__}.{own.__qualname__}: asyncio clients are for AsyncRedlock"
         raise TypeError(message)
     if not (callable(getattr(item, "set", None)) and callable(getattr(item, "eval", None))):
-        message = f"a master is a URL, a dict or a client with set and eval, not {kind.__qualname__}"
+        message = f"a master is a URL, a dict or a client with set and eval, not {own.__qualname__}"
         raise TypeError(message)
     return item
 
@@ -194,27 +199,24 @@ def _for_later(items: Iterable[Any]) -> Callable[[], list[SupportsSetEval]]:
     """Makes the clients of URLs and mappings later, of what is in them now, and by what would make them now."""
     kind, from_url = redis.client.Redis, redis.client.Redis.from_url
     items = [dict(item) if isinstance(item, Mapping) else item for item in items]
-
-    def make(item: Any) -> SupportsSetEval:
-        if isinstance(item, bytes):
-            item = item.decode()
-        made: SupportsSetEval = from_url(redis_pys(item)) if isinstance(item, str) else kind(**item)
-        return made
-
-    return lambda: connect(items, make)
+    return lambda: connect(items, lambda item: client(item, kind, from_url))
 
 
-def _key(item: object) -> object:
-    """What stands for a URL or a mapping in :data:`_READ`; ``None`` if it is to be read again in any case."""
-    if _redis().StrictRedis is not redis.client.Redis:
+def _keys(items: Iterable[object]) -> list[object]:
+    """What stands for URLs and mappings in :data:`_READ`; ``None`` for each that is to be read again in any case."""
+    is_redis_pys = _redis().StrictRedis is redis.client.Redis
+    readers = _READERS(redis) if is_redis_pys else ()
+    plain = [_plain(item) if is_redis_pys else None for item in items]
+    return [None if each is None else (each, *readers) for each in plain]
+
+
+def _plain(item: object) -> object:
+    """A URL or a mapping as a key; ``None`` if it may change, or be equal to another that is not the same."""
+    if not isinstance(item, Mapping):
+        return item if type(item) in _PLAIN else None
+    if not all(type(value) in _PLAIN for value in item.values()):
         return None
-    if isinstance(item, Mapping):
-        if not all(type(value) in _PLAIN for value in item.values()):
-            return None  # it may change, or be equal to another that is not the same
-        item = tuple((name, type(value), value) for name, value in item.items())
-    elif type(item) not in _PLAIN:
-        return None
-    return item, *_READERS(redis)
+    return tuple((name, type(value), value) for name, value in item.items())
 
 
 def redis_pys(url: str) -> str:
@@ -258,11 +260,11 @@ class Masters:
         servers: Collection[SupportsSetEval] | None,
         guards: Guards,
         clients: Clients | None = None,
+        kinds: Collection[Connection] = (),
     ) -> None:
         self.servers = servers
         self.clients = clients
         self.failing: dict[int, tuple[str | None, int]] = {}
-        self.is_patched: Callable[[], bool] = _never
         known = [each for each in found if not isinstance(each, str)]
         self._endpoints = known
         self.names = [
@@ -270,6 +272,7 @@ class Masters:
             for each, server in zip(found, servers or found, strict=True)
         ]
         self.engine = Engine(known, logger.log, *guards) if known and len(known) == len(found) else None
+        self.is_patched = _Patches(servers or (), kinds).are_there if self.engine else _never
         if self.engine or servers is None:
             return
         if guards != NO_GUARDS:
@@ -296,10 +299,7 @@ class Masters:
             Warning: settings that no server can be reached with.
         """
         servers = copy.copy(servers)
-        masters = cls([_or_reason(server) for server in servers], servers, guards)
-        if masters.engine:
-            masters.is_patched = _Patches(servers).are_there
-        return masters
+        return cls([_or_reason(server) for server in servers], servers, guards)
 
     @classmethod
     def of_items(cls, items: Iterable[S], make: Callable[[S], SupportsSetEval], guards: Guards = NO_GUARDS) -> Masters:
@@ -315,13 +315,11 @@ class Masters:
             TypeError: ``items`` is not iterable.
         """
         items = list(items)
-        keys = [_key(item) for item in items]
+        keys = _keys(items)
         read = [_READ.get(key) for key in keys]
         if items and all(read):
-            known = list(filter(None, read))
-            masters = cls([endpoint for endpoint, _ in known], None, guards, Clients(_for_later(items)))
-            masters.is_patched = _Patches((), {kind for _, kind in known}).are_there
-            return masters
+            endpoints, kinds = zip(*filter(None, read), strict=True)
+            return cls(endpoints, None, guards, Clients(_for_later(items)), kinds)
         servers = connect(items, make)
         masters = cls.of_servers(servers, guards)
         masters.clients = Clients(lambda: servers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -61,33 +62,37 @@ class LoopHost:
         loop = asyncio.get_running_loop()
         self.unused_since = loop.time()
         if not self._is_timed:
-            self._is_timed = True
-            loop.call_later(LONGEST_UNUSED, _age, ref(self), os.getpid())
-        shared = _HOSTS[loop]
-        unused = sorted(
-            (since, home) for home, host in list(shared.items()) if (since := host.unused_since) is not None
-        )
-        for _, home in unused[:-MOST_UNUSED]:
-            shared.pop(home).close_when_done()
+            self._age_in(LONGEST_UNUSED)
+        for host in _unused(loop)[:-MOST_UNUSED]:
+            host.close()
+
+    def _age_in(self, seconds: float) -> None:
+        self._is_timed = True
+        asyncio.get_running_loop().call_later(seconds, _age, ref(self), os.getpid())
 
     def age(self) -> None:
         """Close it, unless it was used meanwhile. Called in the loop."""
-        loop = asyncio.get_running_loop()
         self._is_timed = False
         if self.unused_since is None:
             return
-        left = self.unused_since + LONGEST_UNUSED - loop.time()
+        left = self.unused_since + LONGEST_UNUSED - asyncio.get_running_loop().time()
         if left > 0:
-            self._is_timed = True
-            loop.call_later(left, _age, ref(self), os.getpid())
-        elif _HOSTS[loop].get(self._session.home) is self:
-            _HOSTS[loop].pop(self._session.home).close_when_done()
+            self._age_in(left)
+        else:
+            self.close()
 
-    def close_when_done(self) -> None:
-        """Have the connections end as soon as nothing is left to do on them. No manager finds it any more."""
+    def close(self) -> None:
+        """Have no manager find it any more, and its connections end. Called in the loop."""
+        shared, home = _HOSTS[asyncio.get_running_loop()], self._session.home
+        if shared.get(home) is self:
+            del shared[home]
+            self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        """Have the connections end as soon as nothing is left to do on them."""
         loop = asyncio.get_running_loop()
         if self._calls or self._session.is_busy():
-            loop.call_later(LONGEST_WAIT, self.close_when_done)
+            loop.call_later(LONGEST_WAIT, self._close_when_done)
             return
         self._due = None  # or a timer that is still set would begin again
         if self._thread and (thread := self._thread()):
@@ -219,12 +224,17 @@ def _age(host: ref[LoopHost], pid: int) -> None:
 _HOSTS: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[int, LoopHost]] = WeakKeyDictionary()
 
 
+def _unused(loop: asyncio.AbstractEventLoop) -> list[LoopHost]:
+    """Those of a loop that no manager uses, the one first that is unused for longest."""
+    unused = [(since, host) for host in list(_HOSTS[loop].values()) if (since := host.unused_since) is not None]
+    return [host for _, host in sorted(unused, key=itemgetter(0))]
+
+
 def _close_unused() -> None:
     """Close what no manager uses in the running loop: a forked child would keep those connections open."""
     with contextlib.suppress(RuntimeError, KeyError):  # there is no loop, or none of ours in it
-        shared = _HOSTS[asyncio.get_running_loop()]
-        for home in [home for home, host in list(shared.items()) if host.unused_since is not None]:
-            shared.pop(home).close_when_done()
+        for host in _unused(asyncio.get_running_loop()):
+            host.close()
 
 
 os.register_at_fork(before=_close_unused)
